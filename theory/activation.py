@@ -1,0 +1,63 @@
+"""Activation functions as SymPy expressions in u; their derivatives follow by differentiation.
+
+The exact and the tanh form of GELU are two functions (Hendrycks and Gimpel, arXiv 1606.08415): their
+gradients differ by up to 3e-3, so a model and a prediction must name the same one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import sympy as sp
+
+from theory.schemes import lookup
+
+u = sp.Symbol("u", real=True)
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A point-wise function F(u) of the feed-forward layer, `function` being its expression in `u`."""
+
+    name: str
+    function: sp.Expr
+    source: str
+
+    @cached_property
+    def derivative(self) -> sp.Expr:
+        """F'(u); at a kink, the value from the right, whose measure is zero."""
+        return sp.diff(self.function, u)
+
+    @cached_property
+    def numeric(self) -> tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]:
+        """F and F' for NumPy arrays, made from the expressions."""
+        return _vectorised(self.function), _vectorised(self.derivative)
+
+
+def _vectorised(expression: sp.Expr) -> Callable[[np.ndarray], np.ndarray]:
+    compiled = sp.lambdify(u, expression, modules=["scipy", "numpy"])
+    return lambda values: np.broadcast_to(compiled(values), np.shape(values)).astype(np.float64)
+
+
+_HENDRYCKS = "Hendrycks and Gimpel, arXiv 1606.08415"
+
+ACTIVATIONS = {
+    activation.name: activation
+    for activation in (
+        Activation("identity", u, "linear network, for checks"),
+        Activation("relu", sp.Piecewise((0, u < 0), (u, True)), "Nair and Hinton 2010"),
+        Activation("gelu", u * (1 + sp.erf(u / sp.sqrt(2))) / 2, _HENDRYCKS),
+        Activation(
+            "gelu_tanh",
+            u * (1 + sp.tanh(sp.sqrt(2 / sp.pi) * (u + sp.Rational(44715, 1000000) * u**3))) / 2,
+            _HENDRYCKS,
+        ),
+        Activation("silu", u / (1 + sp.exp(-u)), "Elfwing et al., arXiv 1702.03118"),
+    )
+}
+
+
+def activation(scheme: str | Activation) -> Activation:
+    """The registered activation of that name; an `Activation` is returned as it is."""
+    return lookup("activation", scheme, ACTIVATIONS, Activation)

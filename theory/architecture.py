@@ -1,0 +1,184 @@
+"""The one description of a Transformer language model: theory predicts from it, models builds it, verify measures it."""
+
+import math
+from dataclasses import dataclass, fields
+from functools import lru_cache
+
+import numpy as np
+import sympy as sp
+
+from theory import notation as s
+from theory.activation import Activation, activation
+from theory.embedding import Embedding, embedding
+from theory.initialization import MATRIX_KINDS, Initialization, initialization
+
+BLOCKS = ("pre_ln",)
+NORMS = ("layer_norm", "rms_norm")
+POSITIONS = ("none", "learned", "sinusoidal", "rope")
+ATTENTIONS = ("standard",)
+BLOCK_MATRICES = tuple(kind for kind in MATRIX_KINDS if "." in kind)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A decoder-only Transformer and its initialisation.
+
+    Strings name registered schemes; an `Initialization`, `Embedding` or `Activation` of your own goes in the same place, and a
+    number as `embedding` is a multiplier. Raises ValueError that names the field, the value and the choices.
+
+    num_layers: blocks N, each attention and feed-forward. d_model: width of the residual stream. num_heads: attention heads.
+    num_kv_heads: key and value heads (None: num_heads; 1: multi-query). d_ff: feed-forward width (None: 4 d_model).
+    vocab_size: words, at least 2. seq_len: predicted tokens a sequence. norm_epsilon: added to the variance in every norm.
+    bias: biases in linear layers and LayerNorm, all 0 at the start. tied: the head is the embedding table.
+    logit_scale: factor on the output logits.
+    """
+
+    num_layers: int = 24
+    d_model: int = 128
+    num_heads: int = 4
+    num_kv_heads: int | None = None
+    d_ff: int | None = None
+    vocab_size: int = 256
+    seq_len: int = 64
+    block: str = "pre_ln"
+    norm: str = "layer_norm"
+    norm_epsilon: float = 1e-5
+    activation: str | Activation = "gelu"
+    positions: str = "rope"
+    attention: str = "standard"
+    initialization: str | Initialization = "megatron"
+    embedding: str | float | Embedding = "scaled"
+    bias: bool = False
+    tied: bool = False
+    logit_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("num_layers", 1), ("d_model", 1), ("num_heads", 1), ("num_kv_heads", 1), ("d_ff", 1), ("vocab_size", 2),
+            ("seq_len", 1),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is None and name in ("num_kv_heads", "d_ff"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+                raise ValueError(f"{name}: must be a whole number of at least {least}, got {value!r}")
+        for name, choices in (
+            ("block", BLOCKS), ("norm", NORMS), ("positions", POSITIONS), ("attention", ATTENTIONS)
+        ):  # fmt: skip
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name}: unknown value {getattr(self, name)!r}; choose one of {', '.join(choices)}"
+                )
+        for name, zero in (("norm_epsilon", True), ("logit_scale", False)):
+            value = getattr(self, name)
+            good = (
+                isinstance(value, int | float)
+                and math.isfinite(value)
+                and (value > 0 or (zero and value == 0))
+            )
+            if not good:
+                raise ValueError(
+                    f"{name}: must be a {'non-negative' if zero else 'positive'} number, got {value!r}"
+                )
+        for name in ("bias", "tied"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}: must be True or False, got {getattr(self, name)!r}")
+        if self.d_model % self.num_heads:
+            raise ValueError(
+                f"num_heads: d_model = {self.d_model} is not divisible by {self.num_heads}; choose one of "
+                f"{', '.join(str(h) for h in range(1, min(self.d_model, 64) + 1) if self.d_model % h == 0)}"
+            )
+        if self.num_heads % self.kv_heads:
+            raise ValueError(
+                f"num_kv_heads: num_heads = {self.num_heads} is not divisible by {self.kv_heads}; choose one of "
+                f"{', '.join(str(h) for h in range(1, self.num_heads + 1) if self.num_heads % h == 0)}"
+            )
+        if (
+            self.positions in ("rope", "sinusoidal")
+            and (self.d_head if self.positions == "rope" else self.d_model) % 2
+        ):
+            raise ValueError(
+                f"positions: {self.positions!r} turns pairs of coordinates; the width must be even"
+            )
+        if self.norm == "layer_norm" and self.d_model < 3:
+            raise ValueError(
+                f"d_model: LayerNorm leaves d_model - 2 directions, so at least 3; got {self.d_model}"
+            )
+        activation(self.activation), embedding(self.embedding), initialization(self.initialization)
+
+    @property
+    def kv_heads(self) -> int:
+        """Key and value heads, with the default resolved."""
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    @property
+    def ff_width(self) -> int:
+        """Feed-forward width, with the default of 4 d_model resolved."""
+        return 4 * self.d_model if self.d_ff is None else self.d_ff
+
+    @property
+    def d_head(self) -> int:
+        """Width of one attention head."""
+        return self.d_model // self.num_heads
+
+    @property
+    def num_sublayers(self) -> int:
+        """S, the number of residual additions."""
+        return 2 * self.num_layers
+
+    def shape(self, kind: str) -> tuple[int, int]:
+        """(fan_in, fan_out) of that kind of weight matrix; tables are (rows, d_model), the head (d_model, vocab_size)."""
+        d, kv = self.d_model, self.kv_heads * self.d_head
+        shapes = {
+            "embedding": (self.vocab_size, d),
+            "position": (self.seq_len, d),
+            "attention.query": (d, d),
+            "attention.key": (d, kv),
+            "attention.value": (d, kv),
+            "attention.output": (d, d),
+            "feed_forward.up": (d, self.ff_width),
+            "feed_forward.down": (self.ff_width, d),
+            "head": (d, self.vocab_size),
+        }
+        if kind not in shapes:
+            raise ValueError(f"kind: unknown matrix kind {kind!r}; choose one of {', '.join(shapes)}")
+        return shapes[kind]
+
+    def rule(self, kind: str) -> sp.Expr:
+        """The symbolic standard deviation of that kind of matrix under this scheme, embedding method included."""
+        table_std = embedding(self.embedding).table_std
+        if kind == "embedding" and table_std is not None:
+            return table_std
+        return initialization(self.initialization).rule(kind)
+
+    def std(self, kind: str) -> np.ndarray:
+        """Standard deviation of the matrix's entries: float64[num_layers] for a block's matrix, float64[1] otherwise."""
+        return _std(self, kind)
+
+    def evaluate(self, rule: sp.Expr) -> float:
+        """The value of an expression in d, V and N (an embedding multiplier, say) at this size."""
+        return float(rule.subs({s.d: self.d_model, s.V: self.vocab_size, s.N: self.num_layers}))
+
+
+@lru_cache(maxsize=4096)
+def _std(arch: Architecture, kind: str) -> np.ndarray:
+    fan_in, fan_out = arch.shape(kind)
+    sizes = {
+        s.d: arch.d_model,
+        s.V: arch.vocab_size,
+        s.N: arch.num_layers,
+        s.fan_in: fan_in,
+        s.fan_out: fan_out,
+    }
+    layers = np.arange(1, (arch.num_layers if kind in BLOCK_MATRICES else 1) + 1)
+    rule = sp.lambdify(s.layer, arch.rule(kind).subs(sizes), "numpy")
+    std = np.broadcast_to(np.asarray(rule(layers), dtype=np.float64), layers.shape).copy()
+    if not np.all(np.isfinite(std) & (std > 0)):
+        raise ValueError(
+            f"initialization: the rule {arch.rule(kind)} for {kind} gives {std}, not a positive number"
+        )
+    std.flags.writeable = False
+    return std
+
+
+FIELD_NAMES = tuple(field.name for field in fields(Architecture))
