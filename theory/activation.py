@@ -53,7 +53,7 @@ ACTIVATIONS = {
             u * (1 + sp.tanh(sp.sqrt(2 / sp.pi) * (u + sp.Rational(44715, 1000000) * u**3))) / 2,
             _HENDRYCKS,
         ),
-        Activation("silu", u / (1 + sp.exp(-u)), "Elfwing et al., arXiv 1702.03118"),
+        Activation("silu", u * (1 + sp.tanh(u / 2)) / 2, "Elfwing et al., arXiv 1702.03118: u / (1 + exp(-u))"),
     )
 }
 

@@ -1,4 +1,7 @@
-"""The one description of a Transformer language model: theory predicts from it, models builds it, verify measures it."""
+"""The one description of a Transformer language model.
+
+Theory predicts from it, models builds and samples from it, verify measures what was built.
+"""
 
 import math
 from dataclasses import dataclass, fields
@@ -23,14 +26,15 @@ BLOCK_MATRICES = tuple(kind for kind in MATRIX_KINDS if "." in kind)
 class Architecture:
     """A decoder-only Transformer and its initialisation.
 
-    Strings name registered schemes; an `Initialization`, `Embedding` or `Activation` of your own goes in the same place, and a
-    number as `embedding` is a multiplier. Raises ValueError that names the field, the value and the choices.
+    Strings name registered schemes; an `Initialization`, `Embedding` or `Activation` of your own goes in the same
+    place, and a number as `embedding` is a multiplier. Raises ValueError that names the field, the value and the
+    choices.
 
-    num_layers: blocks N, each attention and feed-forward. d_model: width of the residual stream. num_heads: attention heads.
-    num_kv_heads: key and value heads (None: num_heads; 1: multi-query). d_ff: feed-forward width (None: 4 d_model).
-    vocab_size: words, at least 2. seq_len: predicted tokens a sequence. norm_epsilon: added to the variance in every norm.
-    bias: biases in linear layers and LayerNorm, all 0 at the start. tied: the head is the embedding table.
-    logit_scale: factor on the output logits.
+    num_layers: blocks N, each attention and feed-forward. d_model: width of the residual stream. num_heads:
+    attention heads. num_kv_heads: key and value heads (None: num_heads; 1: multi-query). d_ff: feed-forward width
+    (None: 4 d_model). vocab_size: words, at least 2. seq_len: predicted tokens a sequence. norm_epsilon: added to
+    the variance in every norm. bias: biases in linear layers and LayerNorm, all 0 at the start. tied: the head is
+    the embedding table. logit_scale: factor on the output logits.
     """
 
     num_layers: int = 24
@@ -66,20 +70,12 @@ class Architecture:
             ("block", BLOCKS), ("norm", NORMS), ("positions", POSITIONS), ("attention", ATTENTIONS)
         ):  # fmt: skip
             if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name}: unknown value {getattr(self, name)!r}; choose one of {', '.join(choices)}"
-                )
+                raise ValueError(f"{name}: unknown value {getattr(self, name)!r}; choose one of {', '.join(choices)}")
         for name, zero in (("norm_epsilon", True), ("logit_scale", False)):
             value = getattr(self, name)
-            good = (
-                isinstance(value, int | float)
-                and math.isfinite(value)
-                and (value > 0 or (zero and value == 0))
-            )
+            good = isinstance(value, int | float) and math.isfinite(value) and (value > 0 or (zero and value == 0))
             if not good:
-                raise ValueError(
-                    f"{name}: must be a {'non-negative' if zero else 'positive'} number, got {value!r}"
-                )
+                raise ValueError(f"{name}: must be a {'non-negative' if zero else 'positive'} number, got {value!r}")
         for name in ("bias", "tied"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}: must be True or False, got {getattr(self, name)!r}")
@@ -93,17 +89,10 @@ class Architecture:
                 f"num_kv_heads: num_heads = {self.num_heads} is not divisible by {self.kv_heads}; choose one of "
                 f"{', '.join(str(h) for h in range(1, self.num_heads + 1) if self.num_heads % h == 0)}"
             )
-        if (
-            self.positions in ("rope", "sinusoidal")
-            and (self.d_head if self.positions == "rope" else self.d_model) % 2
-        ):
-            raise ValueError(
-                f"positions: {self.positions!r} turns pairs of coordinates; the width must be even"
-            )
+        if self.positions in ("rope", "sinusoidal") and (self.d_head if self.positions == "rope" else self.d_model) % 2:
+            raise ValueError(f"positions: {self.positions!r} turns pairs of coordinates; the width must be even")
         if self.norm == "layer_norm" and self.d_model < 3:
-            raise ValueError(
-                f"d_model: LayerNorm leaves d_model - 2 directions, so at least 3; got {self.d_model}"
-            )
+            raise ValueError(f"d_model: LayerNorm leaves d_model - 2 directions, so at least 3; got {self.d_model}")
         activation(self.activation), embedding(self.embedding), initialization(self.initialization)
 
     @property
@@ -127,7 +116,7 @@ class Architecture:
         return 2 * self.num_layers
 
     def shape(self, kind: str) -> tuple[int, int]:
-        """(fan_in, fan_out) of that kind of weight matrix; tables are (rows, d_model), the head (d_model, vocab_size)."""
+        """(fan_in, fan_out) of that kind of matrix; tables are (rows, d_model), the head (d_model, vocab_size)."""
         d, kv = self.d_model, self.kv_heads * self.d_head
         shapes = {
             "embedding": (self.vocab_size, d),
@@ -152,7 +141,7 @@ class Architecture:
         return initialization(self.initialization).rule(kind)
 
     def std(self, kind: str) -> np.ndarray:
-        """Standard deviation of the matrix's entries: float64[num_layers] for a block's matrix, float64[1] otherwise."""
+        """Standard deviation of the entries: float64[num_layers] for a block's matrix, float64[1] otherwise."""
         return _std(self, kind)
 
     def evaluate(self, rule: sp.Expr) -> float:
@@ -174,9 +163,7 @@ def _std(arch: Architecture, kind: str) -> np.ndarray:
     rule = sp.lambdify(s.layer, arch.rule(kind).subs(sizes), "numpy")
     std = np.broadcast_to(np.asarray(rule(layers), dtype=np.float64), layers.shape).copy()
     if not np.all(np.isfinite(std) & (std > 0)):
-        raise ValueError(
-            f"initialization: the rule {arch.rule(kind)} for {kind} gives {std}, not a positive number"
-        )
+        raise ValueError(f"initialization: the rule {arch.rule(kind)} for {kind} gives {std}, not a positive number")
     std.flags.writeable = False
     return std
 

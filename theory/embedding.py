@@ -22,9 +22,9 @@ class Embedding:
     """
 
     name: str
-    multiplier: sp.Expr = sp.Integer(1)
+    multiplier: sp.Expr = sp.S.One
     layer_norm: bool = False
-    gradient_share: sp.Expr = sp.Integer(1)
+    gradient_share: sp.Expr = sp.S.One
     table_std: sp.Expr | None = None
     source: str = "the user's own"
 
@@ -43,9 +43,7 @@ class Embedding:
             if value.is_number and not (value.is_finite and value > 0):
                 raise ValueError(f"embedding {self.name!r}, {field}: must be a positive number, got {value}")
         if self.gradient_share.is_number and self.gradient_share > 1:
-            raise ValueError(
-                f"embedding {self.name!r}, gradient_share: must lie in (0, 1], got {self.gradient_share}"
-            )
+            raise ValueError(f"embedding {self.name!r}, gradient_share: must lie in (0, 1], got {self.gradient_share}")
 
 
 _SNM = "arXiv 2312.16903"
@@ -61,9 +59,7 @@ EMBEDDINGS = {
             gradient_share=sp.Rational(1, 10),
             source=_SNM + ", after the gradient shrink of GLM-130B, arXiv 2210.02414",
         ),
-        Embedding(
-            "unit", table_std=sp.Integer(1), source=_SNM + ": the initial standard deviation itself is 1"
-        ),
+        Embedding("unit", table_std=sp.Integer(1), source=_SNM + ": the initial standard deviation itself is 1"),
     )
 }
 
@@ -79,6 +75,4 @@ def embedding(scheme: str | float | Embedding) -> Embedding:
             pass
         else:
             return embedding(number)
-    return lookup(
-        "embedding", scheme, EMBEDDINGS | {"a number (multiplier)": EMBEDDINGS["vanilla"]}, Embedding
-    )
+    return lookup("embedding", scheme, EMBEDDINGS | {"a number (multiplier)": EMBEDDINGS["vanilla"]}, Embedding)

@@ -88,24 +88,18 @@ INITIALIZATIONS = {
             _residual_outputs(_GPT2 / sp.sqrt(2 * N)) | {"position": sp.Rational(1, 100)},
             "Radford et al. 2019",
         ),
-        Initialization(
-            "xavier", sp.sqrt(2 / (fan_in + fan_out)), {}, "Glorot and Bengio 2010; no depth factor"
-        ),
+        Initialization("xavier", sp.sqrt(2 / (fan_in + fan_out)), {}, "Glorot and Bengio 2010; no depth factor"),
         Initialization(
             "he", sp.sqrt(2 / fan_in), dict.fromkeys(_TABLES, sp.sqrt(2 / d)), "He et al., arXiv 1502.01852"
         ),
-        Initialization(
-            "lecun", 1 / sp.sqrt(fan_in), dict.fromkeys(_TABLES, 1 / sp.sqrt(d)), "LeCun et al. 1998"
-        ),
+        Initialization("lecun", 1 / sp.sqrt(fan_in), dict.fromkeys(_TABLES, 1 / sp.sqrt(d)), "LeCun et al. 1998"),
         Initialization(
             "palm",
             1 / sp.sqrt(fan_in),
             {"embedding": sp.Integer(1), "position": sp.Integer(1), "head": 1 / sp.sqrt(d)},
             "Chowdhery et al., arXiv 2204.02311, section 5",
         ),
-        Initialization(
-            "small", _SMALL, {}, "Nguyen and Salazar, arXiv 1910.05895: SmallInit, no depth factor"
-        ),
+        Initialization("small", _SMALL, {}, "Nguyen and Salazar, arXiv 1910.05895: SmallInit, no depth factor"),
         Initialization(
             "wang",
             _SMALL,
