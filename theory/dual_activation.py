@@ -1,0 +1,79 @@
+"""Second moments of an activation under a pair of correlated Gaussians: the dual activation E[F(u) F(u')].
+
+After a norm every token has the same variance, so the dual is a function of the correlation alone: a power series
+whose coefficients are the squared Hermite coefficients of F (Daniely et al., arXiv 1602.05897), and for ReLU the
+arc-cosine kernels (Cho and Saul 2009).
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+from numpy.polynomial.hermite_e import hermegauss
+
+from theory.activation import ACTIVATIONS, Activation
+
+_TERMS = 64
+_TAIL = 1e-9
+
+
+@lru_cache(maxsize=1)
+def _quadrature() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Nodes, weights of a standard Gaussian, and normalised Hermite polynomials float64[terms, nodes]."""
+    nodes, weights = hermegauss(200)
+    hermite = np.empty((_TERMS, len(nodes)))
+    hermite[0], hermite[1] = 1.0, nodes
+    for n in range(2, _TERMS):
+        hermite[n] = (nodes * hermite[n - 1] - np.sqrt(n - 1) * hermite[n - 2]) / np.sqrt(n)
+    return nodes, weights / np.sqrt(2 * np.pi), hermite
+
+
+def dual_activation(
+    activation: Activation, rows: np.ndarray, columns: np.ndarray, correlation: np.ndarray, derivative: bool = False
+) -> np.ndarray:
+    """E[F(u) F(u')], or E[F'(u) F'(u')] where `derivative`, for Gaussians u, u' of mean zero: float64[..., T, T].
+
+    rows, columns: standard deviations float64[..., T] of the u and the u' of correlation: float64[..., T, T]. They may
+    differ a little from token to token (a norm's epsilon sees to that): the series is taken at their root mean square
+    and scaled to each token's own second moment, exact on the diagonal.
+    """
+    correlation = np.clip(correlation, -1.0, 1.0)
+    if activation == ACTIVATIONS["relu"]:
+        angle = np.arccos(correlation)
+        if derivative:
+            return (np.pi - angle) / (2 * np.pi)
+        sizes = rows[..., :, None] * columns[..., None, :]
+        return sizes * (np.sqrt(1 - correlation**2) + (np.pi - angle) * correlation) / (2 * np.pi)
+    typical = float(np.sqrt((np.mean(rows**2) + np.mean(columns**2)) / 2))
+    coefficients = _series(activation, typical, derivative)
+    dual = np.polyval(coefficients[::-1], correlation)
+    if max(np.ptp(rows), np.ptp(columns)) > 1e-6 * typical:
+        scales = [np.sqrt(_second_moment(activation, x, derivative) / coefficients.sum()) for x in (rows, columns)]
+        dual = dual * scales[0][..., :, None] * scales[1][..., None, :]
+    return dual
+
+
+def _function(activation: Activation, derivative: bool) -> Callable[[np.ndarray], np.ndarray]:
+    return activation.numeric[derivative]
+
+
+@lru_cache(maxsize=1024)
+def _series(activation: Activation, std: float, derivative: bool) -> np.ndarray:
+    """Coefficients by power of the correlation; what lies beyond the last one is put on the next power."""
+    nodes, weights, hermite = _quadrature()
+    values = _function(activation, derivative)(std * nodes)
+    coefficients = (hermite @ (weights * values)) ** 2
+    total = float(weights @ values**2)
+    kept = int(np.searchsorted(np.cumsum(coefficients), total * (1 - _TAIL))) + 1
+    coefficients = coefficients[:kept]
+    return np.append(coefficients, max(total - coefficients.sum(), 0.0))
+
+
+def _second_moment(activation: Activation, std: np.ndarray, derivative: bool) -> np.ndarray:
+    """E[F^2] or E[F'^2] at each standard deviation, through the interpolating polynomial over their range."""
+    nodes, weights, _ = _quadrature()
+    middle, reach = (std.max() + std.min()) / 2, max(np.ptp(std) / 2, 1e-12 * std.max())
+    samples = np.cos(np.pi * (np.arange(9) + 0.5) / 9)
+    values = _function(activation, derivative)((middle + reach * samples)[:, None] * nodes[None, :])
+    fitted = np.polynomial.chebyshev.chebfit(samples, values**2 @ weights, 8)
+    return np.polynomial.chebyshev.chebval((std - middle) / reach, fitted)

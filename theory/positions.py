@@ -1,0 +1,19 @@
+"""Position codes that are fixed numbers, shared by the prediction and the model."""
+
+import numpy as np
+
+ROPE_BASE = 10_000.0
+
+
+def sinusoids(seq_len: int, d_model: int) -> np.ndarray:
+    """Sinusoidal positions float64[seq_len, d_model], sines then cosines (Vaswani et al., arXiv 1706.03762, 3.5)."""
+    angles = np.arange(seq_len)[:, None] * 10_000.0 ** (-np.arange(0, d_model, 2) / d_model)[None, :]
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+
+def rope_angles(seq_len: int, d_head: int) -> np.ndarray:
+    """RoPE's angles float64[seq_len, d_head / 2] (Su et al., arXiv 2104.09864).
+
+    Coordinates i and i + d_head / 2 turn by position x base^(-2i / d_head).
+    """
+    return np.arange(seq_len)[:, None] * ROPE_BASE ** (-np.arange(d_head // 2) * 2 / d_head)[None, :]

@@ -1,0 +1,6 @@
+"""Measure a model at initialisation by automatic differentiation, and set it beside the prediction."""
+
+from verify.measurement.compare import compare
+from verify.measurement.measure import Measurement, measure
+
+__all__ = ["Measurement", "compare", "measure"]
