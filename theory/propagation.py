@@ -65,7 +65,7 @@ def predict(arch: Architecture, batch_size: int = 8, tokens: np.ndarray | None =
     for index in reversed(range(len(passed))):
         increment, squares = passed[index].backward(arch, index // 2, batch, gradients[-1])
         for kind, square in squares.items():
-            parameters[kind][index // 2] = np.sqrt(square)
+            parameters[kind][index // 2] = np.sqrt(max(square, 0.0))
         gradients.append(gradients[-1] + increment * places[index].norm_jacobian(arch))
     norms = np.array([np.sqrt(arch.d_model * batch.trace(g)) for g in reversed(gradients)])
     parameters["embedding"] = np.array([_table_gradient(arch, batch, gradients[-1])])
@@ -136,10 +136,10 @@ class _Batch:
             raise ValueError(f"tokens: expected shape (batch, {arch.seq_len + 1}), got {tokens.shape}")
         if not np.issubdtype(tokens.dtype, np.integer) or tokens.min() < 0 or tokens.max() >= arch.vocab_size:
             raise ValueError(f"tokens: expected whole numbers in 0..{arch.vocab_size - 1} (vocab_size - 1)")
-        equal = [
+        inputs, targets = (
             _Kernel.outer(part, np.equal).map(lambda k: k.astype(float)) for part in (tokens[:, :-1], tokens[:, 1:])
-        ]
-        return _Batch(len(tokens), *equal, 1.0, 1.0 - np.eye(len(tokens)), 0.0)
+        )
+        return _Batch(len(tokens), inputs, targets, 1.0, 1.0 - np.eye(len(tokens)), 0.0)
 
     def total(self, kernel: _Kernel) -> float:
         """Sum over all pairs of the batch's tokens."""
@@ -179,10 +179,8 @@ class _Stream:
     def degrees(self, arch: Architecture) -> float:
         """Degrees of the Wishart matrix whose correlations between tokens vary as much as the stream's."""
         apart = ~np.eye(arch.seq_len, dtype=bool)
-        if arch.seq_len == 1:
-            return arch.d_model
-        least = (1 - self.correlation().within ** 2) ** 2
-        return arch.d_model * least[:, apart].mean() / self.spread[:, apart].mean()
+        least, spread = ((1 - self.correlation().within ** 2) ** 2)[:, apart].sum(), self.spread[:, apart].sum()
+        return arch.d_model * least / spread if spread > 0 else arch.d_model
 
     def variance(self, arch: Architecture) -> np.ndarray:
         """Variance over the coordinates, as the norm sees it; LayerNorm takes the mean out."""
@@ -340,9 +338,9 @@ class _Attention:
         arch: Architecture, layer: int, batch: _Batch, stream: _Stream, rng: np.random.Generator
     ) -> "_Attention":
         d, z = arch.d_model, stream.normalized(arch)
-        variances = [d * arch.std(f"attention.{name}")[layer] ** 2 for name in ("query", "key")]
+        query, key = (d * arch.std(f"attention.{name}")[layer] ** 2 for name in ("query", "key"))
         degrees = stream.degrees(arch)
-        pairs = _pairs(degrees, variances[0] * variances[1], len(z.within) * arch.seq_len)
+        pairs = _pairs(degrees, query * key, len(z.within) * arch.seq_len)
         drawn = np.broadcast_to(z.within, (pairs, *z.within.shape))
         if batch.repeats:
             tokens = rng.integers(arch.vocab_size, size=(pairs, *z.within.shape[:2]))
@@ -350,7 +348,7 @@ class _Attention:
             deviation = np.where(np.eye(arch.seq_len, dtype=bool), 0.0, same - batch.repeats)
             diagonal = np.sqrt(stream.retained(arch) / stream.kernel.diagonal())
             drawn = drawn + deviation * stream.repeated * diagonal[:, :, None] * diagonal[:, None, :]
-        draws = draw_attention(rng, drawn, degrees, arch.d_head, *variances, arch.positions == "rope")
+        draws = draw_attention(rng, drawn, degrees, arch.d_head, query, key, arch.positions == "rope")
         mean = draws.mean()
         mixed = _Kernel(draws.forward(z.within), _sandwich(mean, z.across))
         gain = d * arch.std("attention.value")[layer] ** 2 * d * arch.std("attention.output")[layer] ** 2

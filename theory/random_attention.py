@@ -105,10 +105,10 @@ def draw_attention(
     query, key = projected
     logits = query @ _t(key) / np.float32(np.sqrt(d_head))
     matrix = np.concatenate([causal_softmax(logits), causal_softmax(-logits)])
-    grams = [np.tile(x @ _t(x) / np.float32(d_head), (2, 1, 1, 1)) for x in (query, key)]
+    queries, keys = (np.tile(x @ _t(x) / np.float32(d_head), (2, 1, 1, 1)) for x in (query, key))
     control = _score_control(kernel, kernels.mean(axis=0), degrees)
     kernel = np.tile(kernel, (2, 1, 1, 1))
-    return AttentionDraws(matrix, kernel, matrix @ kernel, *grams, control)
+    return AttentionDraws(matrix, kernel, matrix @ kernel, queries, keys, control)
 
 
 def _score_control(drawn: np.ndarray, expected: np.ndarray, degrees: float) -> np.ndarray:

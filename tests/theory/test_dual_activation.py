@@ -1,0 +1,66 @@
+"""The dual activation against plain two-dimensional quadrature, which shares nothing with the Hermite series."""
+
+import numpy as np
+import pytest
+import sympy as sp
+from scipy import integrate, stats
+
+from theory.activation import ACTIVATIONS, Activation, u
+from theory.dual_activation import dual_activation
+
+
+def by_quadrature(function, first, second, correlation):
+    """E[f(a x) f(b y)] for standard x, y of that correlation: nested integrals over independent x, z."""
+    other = np.sqrt(1 - correlation**2)
+
+    def inner(x):
+        kink = -correlation * x / other  # of a ReLU
+        value, _ = integrate.quad(
+            lambda z: function(second * (correlation * x + other * z)) * stats.norm.pdf(z),
+            -9, 9, points=[np.clip(kink, -9, 9)], epsabs=1e-9,
+        )  # fmt: skip
+        return value
+
+    value, _ = integrate.quad(
+        lambda x: function(first * x) * inner(x) * stats.norm.pdf(x), -9, 9, points=[0], epsabs=1e-8
+    )
+    return value
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("derivative", [False, True])
+@pytest.mark.parametrize(("std", "correlation"), [(0.63, 0.2), (1.41, -0.5), (1.0, 0.95)])
+def test_equals_two_dimensional_quadrature(name, derivative, std, correlation):
+    activation = ACTIVATIONS[name]
+    expected = by_quadrature(activation.numeric[derivative], std, std, correlation)
+    one = np.array([std])
+    actual = dual_activation(activation, one, one, np.array([[correlation]]), derivative)
+    np.testing.assert_allclose(actual, expected, rtol=3e-4)
+
+
+@pytest.mark.parametrize("name", ["gelu", "silu", "relu"])
+def test_unequal_standard_deviations(name):
+    """Tokens whose variance differs by a tenth, as a norm's epsilon makes them, are off by less than a per mille."""
+    activation = ACTIVATIONS[name]
+    expected = by_quadrature(activation.numeric[0], 0.6, 0.66, 0.4)
+    actual = dual_activation(activation, np.array([0.6]), np.array([0.66]), np.array([[0.4]]))
+    np.testing.assert_allclose(actual, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_is_the_second_moment_for_equal_tokens(name):
+    std = np.array([0.3, 0.33])
+    dual = dual_activation(ACTIVATIONS[name], std, std, np.ones((2, 2)))
+    function = ACTIVATIONS[name].numeric[0]
+    for place, own in enumerate(std):
+        expected, _ = integrate.quad(lambda x, own=own: function(own * x) ** 2 * stats.norm.pdf(x), -9, 9, points=[0])
+        np.testing.assert_allclose(dual[place, place], expected, rtol=2e-4)
+
+
+def test_a_function_of_ones_own():
+    """E[sin(x) sin(y)] = exp(-1) sinh(correlation), a closed form."""
+    sine = Activation("sine", sp.sin(u), "a test")
+    one, correlation = np.ones(3), np.array([[1.0, 0.3, -0.8], [0.3, 1.0, 0.0], [-0.8, 0.0, 1.0]])
+    np.testing.assert_allclose(
+        dual_activation(sine, one, one, correlation), np.exp(-1) * np.sinh(correlation), atol=1e-4
+    )

@@ -1,0 +1,110 @@
+"""Prediction against what can be worked out by hand; against autodiff it stands in tests/verify/test_accuracy.py."""
+
+import numpy as np
+import pytest
+
+from theory import Architecture, predict
+from theory.embedding import EMBEDDINGS
+from theory.initialization import INITIALIZATIONS
+
+
+def test_one_token_identity_stack_by_hand():
+    """T = 1: attention is the identity on values, so every sub-layer adds a known variance, forward and backward."""
+    d, layers, vocab = 4096, 3, 50000
+    arch = Architecture(
+        num_layers=layers, d_model=d, num_heads=32, seq_len=1, vocab_size=vocab, activation="identity",
+        initialization="small", embedding="unit", positions="none", norm="rms_norm", norm_epsilon=0.0,
+    )  # fmt: skip
+    predicted = predict(arch, batch_size=1)
+    weight = 2 / (5 * d)
+    gain = [(d * weight) ** 2, d * weight * 4 * d * weight] * layers
+    variance = 1 + np.concatenate([[0], np.cumsum(gain)])
+    np.testing.assert_allclose(predicted.shortcut_std, np.sqrt(variance), rtol=1e-3)
+    # backward: each sub-layer multiplies |g|^2 by 1 + gain / variance, which telescopes to the last over the first
+    np.testing.assert_allclose(
+        predicted.gradient_norm / predicted.gradient_norm[-1], np.sqrt(variance[-1] / variance), rtol=2e-3
+    )
+    # upstream: the head's rows times (softmax - one-hot), whose square is 1 up to 1/vocab, through the last norm
+    np.testing.assert_allclose(predicted.gradient_norm[-1], np.sqrt(d * weight / variance[-1]), rtol=2e-3)
+    np.testing.assert_allclose(predicted.parameter_gradient_norm["head"], np.sqrt(d), rtol=2e-3)
+
+
+def test_gradients_scale_with_the_batch():
+    """Gradients are means over tokens: of random, independent ones the norm falls as one over the root of the batch."""
+    arch = Architecture(num_layers=2, vocab_size=10**6, seq_len=8)
+    small, large = predict(arch, batch_size=1), predict(arch, batch_size=16)
+    np.testing.assert_allclose(large.gradient_norm, small.gradient_norm / 4, rtol=1e-9)
+    np.testing.assert_allclose(large.shortcut_std, small.shortcut_std, rtol=1e-2)
+
+
+def test_detach_changes_the_table_only():
+    vanilla, detach = (predict(Architecture(num_layers=2, embedding=e)) for e in ("vanilla", "detach"))
+    np.testing.assert_array_equal(vanilla.gradient_norm, detach.gradient_norm)
+    np.testing.assert_allclose(
+        detach.parameter_gradient_norm["embedding"], 0.1 * vanilla.parameter_gradient_norm["embedding"], rtol=1e-12
+    )
+
+
+def test_narrow_stand_in_has_the_wide_models_propagation():
+    """THEORY of the proxy: an embedding output times sqrt(narrow / wide) gives a narrow stack the wide one's ratios."""
+    wide = predict(Architecture(num_layers=8, d_model=4096, num_heads=64, embedding="vanilla", norm_epsilon=0.0))
+    narrow = predict(
+        Architecture(num_layers=8, d_model=512, num_heads=8, embedding=(512 / 4096) ** 0.5, norm_epsilon=0.0)
+    )
+    np.testing.assert_allclose(wide.amplification, narrow.amplification, rtol=0.02)
+
+
+def test_is_a_pure_function():
+    arch = Architecture(num_layers=2, initialization="he")
+    first, second = predict(arch), predict(arch)
+    np.testing.assert_array_equal(first.gradient_norm, second.gradient_norm)
+    for kind, norm in first.parameter_gradient_norm.items():
+        np.testing.assert_array_equal(norm, second.parameter_gradient_norm[kind])
+
+
+def test_equal_tokens_stay_equal():
+    """One token repeated: all kernels are constant, attention changes nothing, and the batch acts as one token."""
+    arch = Architecture(num_layers=2, vocab_size=4, seq_len=6, positions="none", embedding="unit")
+    predicted = predict(arch, tokens=np.zeros((3, 7), dtype=np.int64))
+    alone = predict(
+        Architecture(num_layers=2, vocab_size=4, seq_len=1, positions="none", embedding="unit"),
+        tokens=np.zeros((1, 2), dtype=np.int64),
+    )
+    np.testing.assert_allclose(predicted.shortcut_std, alone.shortcut_std, rtol=2e-3)
+    np.testing.assert_allclose(
+        predicted.parameter_gradient_norm["head"], alone.parameter_gradient_norm["head"], rtol=2e-3
+    )
+
+
+@pytest.mark.parametrize("initialization", INITIALIZATIONS)
+@pytest.mark.parametrize("embedding", [*EMBEDDINGS, 0.01, 1000.0])
+def test_every_scheme_gives_finite_positive_numbers(initialization, embedding):
+    arch = Architecture(
+        num_layers=3, d_model=8, num_heads=2, num_kv_heads=1, seq_len=9, vocab_size=2, positions="learned",
+        initialization=initialization, embedding=embedding,
+    )  # fmt: skip
+    predicted = predict(arch, batch_size=2)
+    values = [predicted.shortcut_std, predicted.gradient_norm, *predicted.parameter_gradient_norm.values()]
+    for value in values:
+        assert np.all(np.isfinite(value) & (value > 0)), (arch, value)
+    assert predicted.shortcut_std.shape == predicted.gradient_norm.shape == (7,)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "batch_size"),
+        ({"tokens": np.zeros((2, 5), dtype=int)}, "tokens: expected shape"),
+        ({"tokens": np.full((2, 65), 300)}, "tokens: expected whole numbers"),
+        ({"tokens": np.zeros((2, 65))}, "tokens: expected whole numbers"),
+        ({"tokens": np.zeros((0, 65), dtype=int)}, "tokens: expected shape"),
+    ],
+)
+def test_bad_input(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        predict(Architecture(), **arguments)
+
+
+def test_tied_is_refused_by_name():
+    with pytest.raises(ValueError, match="tied"):
+        predict(Architecture(tied=True))
