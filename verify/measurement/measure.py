@@ -17,7 +17,7 @@ from theory.architecture import BLOCK_MATRICES
 
 @dataclass(frozen=True)
 class Measurement:
-    """Fields of `theory.Prediction` with a leading axis of seeds: each seed draws weights and, where none are given, tokens.
+    """Fields of `theory.Prediction` with a leading axis of seeds; each draws weights and, where none are given, tokens.
 
     shortcut_std, gradient_norm: float64[seeds, S + 1]. amplification, loss: float64[seeds]. parameter_gradient_norm:
     dict[str, float64[seeds, num_layers]], for embedding and head float64[seeds, 1].

@@ -1,0 +1,109 @@
+"""How near is `predict` to autodiff? The table of the README.
+
+Draws architectures from the whole range that the theory claims, each scheme and embedding in turn, measures each over
+at least 8 seeds, on fresh random tokens or on the text of the Python standard library, and prints the error of every
+place and of every matrix's gradient. `--full` is the table of the README (about two hours on 2 cores); without it, a
+sample of it in a few minutes.
+
+    python benchmarks/accuracy.py [--full] [--out FILE.csv]
+"""
+
+import argparse
+import itertools
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from theory import Architecture, predict
+from theory.embedding import EMBEDDINGS
+from theory.initialization import INITIALIZATIONS
+from verify import compare, measure
+from verify.training.corpus import load_corpus
+
+ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "identity")
+SIZES = [  # num_layers, d_model, seq_len, seeds: the corners and the middle of 2..48 x 64..512 x 16..256
+    (2, 64, 16, 32), (2, 128, 256, 8), (2, 512, 64, 8), (6, 128, 64, 16), (6, 256, 16, 16), (12, 128, 16, 16),
+    (12, 128, 64, 16), (12, 64, 64, 16), (12, 256, 128, 8), (24, 128, 64, 16), (24, 256, 64, 8), (24, 64, 128, 8),
+    (48, 128, 64, 12), (48, 256, 32, 8), (48, 64, 16, 16), (6, 512, 256, 8), (48, 512, 16, 8),
+]  # fmt: skip
+
+
+def cases(full: bool) -> list[tuple[Architecture, int, bool]]:
+    """(architecture, seeds, on text) for every initialisation x embedding, sizes and switches taken in turn."""
+    pairs = list(itertools.product(INITIALIZATIONS, EMBEDDINGS))
+    order = np.random.default_rng(0).permutation(len(pairs))
+    chosen = []
+    for turn in range(3 if full else 1):
+        for place, index in enumerate(order if full else order[:16]):
+            number = place + turn * len(pairs)
+            initialization, embedding = pairs[index]
+            num_layers, d_model, seq_len, seeds = SIZES[number % len(SIZES)]
+            arch = Architecture(
+                num_layers=num_layers,
+                d_model=d_model,
+                num_heads=d_model // 32,
+                num_kv_heads=(None, None, 1, 2)[number % 4] if d_model > 32 else None,
+                seq_len=seq_len,
+                activation=ACTIVATIONS[number % len(ACTIVATIONS)],
+                positions=("rope", "none", "learned", "rope", "sinusoidal")[number // 2 % 5],
+                norm=("layer_norm", "layer_norm", "rms_norm")[number % 3],
+                initialization=initialization,
+                embedding=embedding,
+            )
+            chosen.append((arch, seeds, number % 3 == 2))
+    return chosen
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="120 architectures instead of 16")
+    parser.add_argument("--out", type=Path, help="CSV file for every place's row")
+    options = parser.parse_args()
+    corpus = load_corpus("stdlib", 256)
+    tables = []
+    for number, (arch, seeds, on_text) in enumerate(cases(options.full)):
+        start = time.perf_counter()
+        tokens = corpus.batch(arch.seq_len, 8, seed=0, step=number) if on_text else None
+        table = compare(predict(arch, tokens=tokens), measure(arch, seeds=seeds, tokens=tokens))
+        table = table.assign(
+            case=number, initialization=arch.initialization, embedding=arch.embedding, activation=arch.activation,
+            num_layers=arch.num_layers, d_model=arch.d_model, seq_len=arch.seq_len, positions=arch.positions,
+            tokens="text" if on_text else "random", seeds=seeds, error=table["relative_error"].abs(),
+            kind=table["quantity"].str.partition("/")[0],
+            noise=(table["high"] / table["low"] - 1) / 4,
+        )  # fmt: skip
+        tables.append(table)
+        worst = table.groupby("kind")["error"].agg(["median", "max"]).mul(100).round(1)
+        print(
+            f"{number:3d} {arch.initialization:9s}{arch.embedding:11s}{arch.activation:10s}{arch.positions:10s}"
+            f"L{arch.num_layers:<3d}d{arch.d_model:<4d}T{arch.seq_len:<4d}{'text' if on_text else 'random':7s}"
+            + "  ".join(f"{kind}: {row['median']}/{row['max']} %" for kind, row in worst.iterrows())
+            + f"  ({time.perf_counter() - start:.0f} s)",
+            flush=True,
+        )
+        if options.out:
+            pd.concat(tables).to_csv(options.out, index=False)
+    report(pd.concat(tables, ignore_index=True))
+
+
+def report(table: pd.DataFrame) -> None:
+    """Print the README's table: error of all places, by kind and by width."""
+    table = table.assign(width=np.where(table["d_model"] >= 128, "d_model >= 128", "d_model 64"))
+    for key in (["kind"], ["kind", "width"], ["kind", "initialization"]):
+        grouped = table.groupby(key)["error"]
+        summary = pd.DataFrame(
+            {
+                "places": grouped.size(),
+                "median %": 100 * grouped.median(),
+                "95th %": 100 * grouped.quantile(0.95),
+                "worst %": 100 * grouped.max(),
+                "median noise of the measurement %": 100 * table.groupby(key)["noise"].median(),
+            }
+        )
+        print("\n" + summary.round(2).to_string())
+
+
+if __name__ == "__main__":
+    main()

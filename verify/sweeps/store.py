@@ -1,0 +1,94 @@
+"""One self-describing netCDF-4 file per run, named after its configuration. A run exists when its file exists.
+
+Files are written under a temporary name in the same folder and renamed, so a kill at any moment leaves either no file
+or a whole one.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import sympy as sp
+import xarray as xr
+
+from verify.training.corpus import load_corpus
+from verify.training.loop import Run
+
+
+def configuration(run: Run) -> dict[str, object]:
+    """Everything that decides a run's numbers, as JSON values, the corpus by its digest."""
+    plain = _plain(run)
+    assert isinstance(plain, dict)
+    return plain | {"corpus_digest": load_corpus(run.corpus, run.arch.vocab_size).digest}
+
+
+def path_of(run: Run, folder: Path) -> Path:
+    """The file of that run: its names to read, and 12 digits of the hash of its configuration."""
+    text = json.dumps(configuration(run), sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    embedding = getattr(run.arch.embedding, "name", run.arch.embedding)
+    readable = "".join(c if c.isalnum() else "-" for c in str(embedding))
+    return folder / f"{readable}_rate{run.optimizer.learning_rate:g}_seed{run.seed}_{digest}.nc"
+
+
+def save(run: Run, dataset: xr.Dataset, folder: Path) -> Path:
+    """Write the run's file and return its path."""
+    described = dataset.assign_attrs(
+        configuration=json.dumps(configuration(run), sort_keys=True),
+        device=jax.devices()[0].device_kind,
+        python=platform.python_version(),
+        **{f"{package}_version": version(package) for package in ("spikeless", "jax", "optax", "numpy")},
+    )
+    path = path_of(run, folder)
+    compression = {str(name): {"zlib": True, "complevel": 4} for name in described.data_vars}
+    write_atomically(path, lambda temporary: described.to_netcdf(temporary, engine="h5netcdf", encoding=compression))
+    return path
+
+
+def load(path: Path) -> xr.Dataset:
+    """The run's dataset, in memory. Raises ValueError that names a damaged file and says what to do."""
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as dataset:
+            return dataset.load()
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"run file: {path} is damaged ({error}); delete it and start again") from error
+
+
+def require_writable(folder: Path, field: str = "out") -> None:
+    """Make the folder and prove that a file can be written there. Raises ValueError that names the field."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"{field}: cannot write to folder {str(folder)!r}: {error.strerror}") from error
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call write(temporary path) beside `path`, flush it to the disk and rename it; a failed one leaves nothing."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _plain(value: object) -> object:
+    """A value as JSON can hold it: dataclasses by field with their type, expressions by `srepr`."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, sp.Basic):
+        return sp.srepr(value)
+    if hasattr(value, "items"):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return value

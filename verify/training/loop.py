@@ -1,0 +1,204 @@
+"""Train: runs of equal shape advance together in one compiled, vmapped program, and everything is recorded.
+
+A divergence is an outcome, not an exception: once a lane's loss or gradient is not finite its weights stay as they
+are, its later values are NaN, and its neighbours never notice.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jaxtyping import Array, Bool, Float, Int
+
+import models
+from models.parameters import Transformer
+from theory import Architecture
+from theory.architecture import BLOCK_MATRICES
+from verify.training.corpus import Corpus, load_corpus
+from verify.training.optimizer import Optimizer
+from verify.training.telemetry import VARIABLES, Telemetry, global_norm, record, tables
+
+_CHUNK = 25
+_HELD_OUT_BATCHES = 8
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run, complete: what its file is named after.
+
+    corpus: stdlib, zipf or text:PATH. batch_size: sequences a step. steps: of the optimizer. seed: of weights and of
+    the order of the data. Raises ValueError that names the field and the value.
+    """
+
+    arch: Architecture
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    corpus: str = "stdlib"
+    batch_size: int = 8
+    steps: int = 300
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("steps", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: must be a whole number of at least {least}, got {getattr(self, name)!r}")
+
+    def program(self) -> "Run":
+        """What runs must share to advance together: all but the rate and the seed."""
+        return dataclasses.replace(self, seed=0, optimizer=dataclasses.replace(self.optimizer, learning_rate=1.0))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class State:
+    """A run between two steps. stopped: a loss or gradient was not finite, and the weights stay as they were."""
+
+    params: Transformer
+    optimizer: Any
+    step: Int[Array, ""]
+    stopped: Bool[Array, ""]
+
+
+def train(run: Run) -> xr.Dataset:
+    """Train one run; the dataset of `train_lanes`."""
+    return train_lanes([run])[0]
+
+
+def train_lanes(runs: Sequence[Run], advanced: Callable[[int], None] | None = None) -> list[xr.Dataset]:
+    """Train runs that differ in rate and seed only, one dataset each: every name of `telemetry.VARIABLES` by step.
+
+    Attributes: outcome ("finished", "non_finite_loss" or "non_finite_gradient"), outcome_step, held_out_loss.
+    advanced: called with the number of steps done, all lanes counted. Raises ValueError where the runs' shapes differ.
+    """
+    program = runs[0].program()
+    if any(run.program() != program for run in runs):
+        raise ValueError("runs: lanes must agree in everything but seed and learning_rate")
+    corpus = load_corpus(program.corpus, program.arch.vocab_size)
+    keys = jnp.stack([jax.random.key(run.seed) for run in runs])
+    rates = jnp.asarray([run.optimizer.learning_rate for run in runs], jnp.float32)
+    states = _start(keys, program)
+    recorded = []
+    for steps in _chunks(program.steps):
+        tokens = np.stack([_tokens(corpus, run, steps) for run in runs])
+        states, telemetry = advance(states, rates, tokens, program)
+        recorded.append(jax.device_get(telemetry))
+        if advanced is not None:
+            advanced(len(steps) * len(runs))
+    telemetry = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *recorded)
+    held_out = np.stack([_held_out(corpus, run) for run in runs])
+    losses = np.asarray(_evaluate(states.params, held_out, program.arch))
+    names = tables(jax.eval_shape(lambda: models.init(jax.random.key(0), program.arch)))
+    return [
+        _dataset({name: values[lane] for name, values in telemetry.items()}, float(losses[lane]), names)
+        for lane in range(len(runs))
+    ]
+
+
+@partial(jax.jit, static_argnames=("program", "observed"), donate_argnames="states")
+def advance(
+    states: State,
+    rates: Float[Array, " lanes"],
+    tokens: Int[Array, "lanes steps batch seq_plus_1"],
+    program: Run,
+    observed: bool = True,
+) -> tuple[State, Telemetry]:
+    """Take `steps` steps in every lane. observed=False records the loss alone, to time what the telemetry costs."""
+    return jax.vmap(lambda state, rate, lane: _scan(state, rate, lane, program, observed))(states, rates, tokens)
+
+
+def _scan(
+    state: State,
+    rate: Float[Array, ""],
+    tokens: Int[Array, "steps batch seq_plus_1"],
+    program: Run,
+    observed: bool,
+) -> tuple[State, Telemetry]:
+    transformation, arch = program.optimizer.transformation(), program.arch
+
+    def step(state: State, batch: Int[Array, "batch seq_plus_1"]) -> tuple[State, Telemetry]:
+        readings = jnp.zeros(arch.num_sublayers + 1, jnp.float32)
+        if observed:
+            (loss, seen), (gradients, squares) = jax.value_and_grad(
+                lambda params, readings: models.loss(params, batch, arch, readings), argnums=(0, 1), has_aux=True
+            )(state.params, readings)
+        else:
+            (loss, seen), gradients = jax.value_and_grad(lambda params: models.loss(params, batch, arch), has_aux=True)(
+                state.params
+            )
+        with jax.numpy_dtype_promotion("standard"):  # Optax raises Python floats to integer powers
+            directions, optimizer = transformation.update(gradients, state.optimizer, state.params)
+        current = rate * program.optimizer.shape(program.steps, state.step)
+        updates = jax.tree.map(lambda direction: -current * direction, directions)
+        norm = global_norm(gradients)
+        stopped = state.stopped | ~(jnp.isfinite(loss) & jnp.isfinite(norm))
+        telemetry = {"loss": loss}
+        if observed:
+            telemetry = record(loss, seen, squares, state.params, gradients, updates)
+            telemetry |= {"gradient_norm": norm, "learning_rate": current}
+        telemetry = jax.tree.map(lambda x: jnp.where(state.stopped, jnp.nan, x), telemetry)
+        moved = jax.tree.map(jnp.add, state.params, updates)
+        new = State(moved, optimizer, state.step, stopped)
+        kept = jax.tree.map(lambda old, new: jnp.where(stopped, old, new), state, new)
+        return dataclasses.replace(kept, step=state.step + 1, stopped=stopped), telemetry
+
+    return jax.lax.scan(step, state, tokens)
+
+
+@partial(jax.jit, static_argnames="program")
+def _start(keys: Array, program: Run) -> State:
+    def one(key: Array) -> State:
+        params = models.init(key, program.arch)
+        optimizer = program.optimizer.transformation().init(params)
+        return State(params, optimizer, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
+
+    return jax.vmap(one)(keys)
+
+
+@partial(jax.jit, static_argnames="arch")
+def _evaluate(
+    params: Transformer, tokens: Int[Array, "lanes batch seq_plus_1"], arch: Architecture
+) -> Float[Array, " lanes"]:
+    return jax.vmap(lambda params, batch: models.loss(params, batch, arch)[0])(params, tokens)
+
+
+def _chunks(steps: int) -> Iterator[range]:
+    """Ranges of at most 25 steps; a last, shorter one compiles a second time."""
+    for start in range(0, steps, _CHUNK):
+        yield range(start, min(start + _CHUNK, steps))
+
+
+def _tokens(corpus: Corpus, run: Run, steps: range) -> np.ndarray:
+    return np.stack([corpus.batch(run.arch.seq_len, run.batch_size, seed=run.seed, step=step) for step in steps])
+
+
+def _held_out(corpus: Corpus, run: Run) -> np.ndarray:
+    """The same held-out sequences for every run of that length, whatever its seed."""
+    size = run.batch_size * _HELD_OUT_BATCHES
+    return corpus.batch(run.arch.seq_len, size, seed=0, step=0, split="held_out")
+
+
+def _dataset(telemetry: dict[str, np.ndarray], held_out_loss: float, table_names: tuple[str, ...]) -> xr.Dataset:
+    variables = {
+        name: (("step", *dimensions), telemetry[name].astype(np.float32), {"units": unit, "long_name": meaning})
+        for name, (dimensions, unit, meaning) in VARIABLES.items()
+    }
+    outcome, step = _outcome(telemetry["loss"], telemetry["gradient_norm"])
+    return xr.Dataset(
+        variables,
+        coords={"matrix": list(BLOCK_MATRICES), "table": list(table_names)},
+        attrs={"outcome": outcome, "outcome_step": step, "held_out_loss": held_out_loss},
+    )
+
+
+def _outcome(loss: np.ndarray, gradient_norm: np.ndarray) -> tuple[str, int]:
+    """What ended the run and at which step; a finished run's step is their number."""
+    for kind, series in (("non_finite_loss", loss), ("non_finite_gradient", gradient_norm)):
+        bad = np.flatnonzero(~np.isfinite(series))
+        if bad.size and (kind == "non_finite_loss") == (not np.isfinite(loss[bad[0]])):
+            return kind, int(bad[0])
+    return "finished", len(loss)
