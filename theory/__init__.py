@@ -2,7 +2,22 @@
 
 from theory.activation import Activation
 from theory.architecture import Architecture
+from theory.bounds import Bound, bound
+from theory.derivation import Derivation, Step, derive
 from theory.embedding import Embedding
 from theory.initialization import Initialization
+from theory.propagation import Prediction, predict
 
-__all__ = ["Activation", "Architecture", "Embedding", "Initialization"]
+__all__ = [
+    "Activation",
+    "Architecture",
+    "Bound",
+    "Derivation",
+    "Embedding",
+    "Initialization",
+    "Prediction",
+    "Step",
+    "bound",
+    "derive",
+    "predict",
+]

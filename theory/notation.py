@@ -13,7 +13,7 @@ import sympy as sp
 class Entry:
     """One line of the notation table."""
 
-    symbol: sp.Symbol
+    symbol: sp.Symbol | sp.MatrixSymbol
     meaning: str
     unit: str
 
@@ -42,3 +42,72 @@ N = _size("N", "number of blocks (num_layers), each of two sub-layers", "blocks"
 layer = _size("n", "number of a block, counted from 1 at the input", "blocks")
 fan_in = _size("fan_in", "number of inputs of a weight matrix", "coordinates")
 fan_out = _size("fan_out", "number of outputs of a weight matrix", "coordinates")
+num_heads = _size("h", "number of attention heads", "heads")
+num_kv_heads = _size("h_kv", "number of key and value heads; h for plain multi-head attention", "heads")
+
+
+def _positive(name: str, meaning: str, unit: str = "1") -> sp.Symbol:
+    return _symbol(name, meaning, unit, positive=True)
+
+
+def _non_negative(name: str, meaning: str, unit: str = "1") -> sp.Symbol:
+    return _symbol(name, meaning, unit, nonnegative=True)
+
+
+epsilon = _non_negative("epsilon", "number a norm adds to the variance, norm_epsilon", "stream unit squared")
+sigma = _positive("sigma", "what a norm divides by: root of (variance + epsilon)", "stream unit")
+sigma_x = _positive("sigma_x", "standard deviation of the stream that enters attention", "stream unit")
+sigma_y = _positive("sigma_x'", "standard deviation of the stream that enters the feed-forward layer", "stream unit")
+sigma_0 = _positive("sigma_0", "standard deviation of the stream that enters block 1", "stream unit")
+sigma_1 = _positive("sigma_1", "standard deviation of the entries of W_1, feed_forward.up")
+sigma_2 = _positive("sigma_2", "standard deviation of the entries of W_2, feed_forward.down", "stream unit")
+sigma_Q = _positive("sigma_Q", "standard deviation of the entries of W_Q, attention.query")
+sigma_K = _positive("sigma_K", "standard deviation of the entries of W_K, attention.key")
+sigma_V = _positive("sigma_V", "standard deviation of the entries of W_V, attention.value")
+sigma_O = _positive("sigma_O", "standard deviation of the entries of W_O, attention.output", "stream unit")
+sigma_S = _positive("sigma_S", "standard deviation of an attention logit about its row's mean", "nats")
+sigma_W = _positive("sigma_W", "standard deviation of the entries of a Gaussian matrix W")
+lipschitz = _positive("Lambda_F", "Lipschitz constant of the activation, sup |F'|")
+delta = _positive("delta", "variance that one block adds to the stream", "stream unit squared")
+amplification = _symbol("a", "amplification, gradient norm at block 1 over that after block N", positive=True)
+C_ffn = _positive("C_ffn", "feed-forward constant, (sqrt d + sqrt d_ff)^2", "coordinates")
+C_attn = _positive("C_attn", "attention constant, 2 sqrt(d) ||J^Z||")
+norm_P = _positive("pi_P", "spectral norm of a head's attention matrix P over the T positions")
+column_sum = _positive("c_P", "largest column sum of a head's attention matrix P")
+excess_attn = _non_negative("r_attn", "what the attention bound exceeds 1 by")
+excess_ffn = _non_negative("r_ffn", "what the feed-forward bound exceeds 1 by")
+
+
+def _matrix(name: str, rows: sp.Expr, cols: sp.Expr, meaning: str, unit: str = "1") -> sp.MatrixSymbol:
+    if name in TABLE:
+        raise ValueError(f"symbol {name!r} is already defined as: {TABLE[name].meaning}")
+    symbol = sp.MatrixSymbol(name, rows, cols)
+    TABLE[name] = Entry(symbol, meaning, unit)
+    return symbol
+
+
+e = _matrix("e", d, sp.S.One, "the vector of d ones")
+x = _matrix("x", d, sp.S.One, "one token of the residual stream", "stream unit")
+y = _matrix("y", d, sp.S.One, "the centred token, C x", "stream unit")
+z = _matrix("z", d, sp.S.One, "the token a norm returns")
+v = _matrix("v", d, sp.S.One, "a direction in which the stream is moved", "stream unit")
+C = _matrix("C", d, d, "centering, the identity less the mean over coordinates")
+H = _matrix("H", d, d, "orthogonal projector on the direction of z")
+Q = _matrix("Q", d, d, "orthogonal projector on what a norm leaves free")
+P = _matrix("R", d, d, "Jacobian of a norm times what it divides by")
+J_norm = _matrix("J_norm", d, d, "Jacobian of the norm, dz/dx", "1 / stream unit")
+W_1 = _matrix("W_1", d_ff, d, "feed_forward.up")
+W_2 = _matrix("W_2", d, d_ff, "feed_forward.down", "stream unit")
+D_F = _matrix("D_F", d_ff, d_ff, "diagonal of the activation's derivatives F'")
+J_ffn = _matrix("J_ffn", d, d, "Jacobian of the feed-forward sub-layer with its shortcut, dy/dx'")
+W_Q = _matrix("W_Q", d, d, "attention.query")
+W_K = _matrix("W_K", num_kv_heads * d_head, d, "attention.key")
+W_V = _matrix("W_V", num_kv_heads * d_head, d, "attention.value")
+W_O = _matrix("W_O", d, d, "attention.output", "stream unit")
+J_attn = _matrix("J_attn", T * d, T * d, "Jacobian of the attention sub-layer with its shortcut, dx'/dx")
+J_Z = _matrix("J_Z", T * d, T * d, "Jacobian of the concatenated heads before W_O by the normalised stream")
+J_value = _matrix("J_value", T * d, T * d, "part of J_Z through the values")
+J_query = _matrix("J_query", T * d, T * d, "part of J_Z through the queries")
+J_key = _matrix("J_key", T * d, T * d, "part of J_Z through the keys")
+A_T = _matrix("A_T", T, T, "uniform causal averaging: row t has 1/t in columns 1 to t")
+P_T = _matrix("P_T", T, T, "a head's causal attention matrix, its rows sum to 1")

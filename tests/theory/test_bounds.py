@@ -1,0 +1,53 @@
+"""`bound`: shapes, special cases by hand, independence of the head, and errors."""
+
+import numpy as np
+import pytest
+
+from theory import Architecture, bound, predict
+
+
+def test_relu_feed_forward_by_hand() -> None:
+    arch = Architecture(num_layers=2, d_model=64, activation="relu", norm_epsilon=0.0, initialization="megatron")
+    std = np.array([0.5, 0.6, 0.7, 0.8, 0.9])
+    found = bound(arch, shortcut_std=std)
+    assert found.sublayer.shape == (4,) and found.heads.shape == (2,)
+    assert found.sublayer[1::2] == pytest.approx(1 + 3.6 / (np.sqrt(2 * 2) * std[1:4:2]), rel=1e-12)
+    assert found.product == pytest.approx(np.prod(found.sublayer), rel=1e-12)
+    assert found.log10_product == pytest.approx(np.log10(found.sublayer).sum(), rel=1e-12)
+
+
+def test_epsilon_adds_to_the_variance() -> None:
+    std = np.full(3, 0.3)
+    with_epsilon = bound(Architecture(num_layers=1, norm_epsilon=0.16), shortcut_std=std).sublayer - 1
+    without = bound(Architecture(num_layers=1, norm_epsilon=0.0), shortcut_std=std).sublayer - 1
+    assert with_epsilon == pytest.approx(without * 0.3 / 0.5, rel=1e-12)
+
+
+def test_the_product_may_overflow_and_its_logarithm_does_not() -> None:
+    found = bound(Architecture(num_layers=300), shortcut_std=np.full(601, 1e-3))
+    assert found.product == np.inf and 308 < found.log10_product < 10_000
+
+
+def test_sigma_comes_from_predict_and_the_head_does_not_matter() -> None:
+    arch = Architecture(num_layers=2, d_model=32, num_heads=2, vocab_size=64, seq_len=16)
+    assert np.array_equal(bound(arch).shortcut_std, predict(arch).shortcut_std)
+    tied = Architecture(num_layers=2, d_model=32, num_heads=2, vocab_size=64, seq_len=16, tied=True)
+    assert np.array_equal(bound(arch).sublayer, bound(tied).sublayer)
+
+
+@pytest.mark.parametrize("initialization", ["megatron", "gpt2", "xavier", "he", "lecun", "palm", "small", "wang"])
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+def test_every_initialisation_is_bounded(initialization: str, norm: str) -> None:
+    arch = Architecture(num_layers=2, initialization=initialization, norm=norm, num_kv_heads=2, seq_len=4096)
+    found = bound(arch, shortcut_std=np.ones(5)).sublayer
+    assert np.all(np.isfinite(found)) and np.all(found > 1)
+
+
+def test_errors() -> None:
+    arch = Architecture(num_layers=1)
+    with pytest.raises(ValueError, match=r"method: unknown value 'guess'; choose one of paper"):
+        bound(arch, method="guess", shortcut_std=np.ones(3))
+    with pytest.raises(ValueError, match=r"shortcut_std: must have shape \(3,\)"):
+        bound(arch, shortcut_std=np.ones(2))
+    with pytest.raises(ValueError, match="shortcut_std: must be positive"):
+        bound(arch, shortcut_std=np.zeros(3))

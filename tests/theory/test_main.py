@@ -1,0 +1,51 @@
+"""The command line: every command, the exit statuses, one line per error."""
+
+import json
+
+import pytest
+
+from theory.__main__ import main
+
+SMALL = ["--arch.num-layers", "2", "--arch.d-model", "32", "--arch.seq-len", "8", "--arch.vocab-size", "16"]
+
+
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    for word in ("feed_forward_bound", "megatron", "scaled", "gelu_tanh", "rope"):
+        assert word in out
+
+
+@pytest.mark.parametrize("format", ["text", "markdown", "latex", "mathml"])
+def test_derive(capsys: pytest.CaptureFixture[str], format: str) -> None:
+    assert main(["derive", "embedding_stds", "--format", format, "--check"]) == 0
+    assert "symbolic" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["predict", "bound"])
+def test_tables_and_json(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert main([command, *SMALL, "--arch.embedding", "0.5"]) == 0
+    assert "feed_forward 2" in capsys.readouterr().out
+    assert main([command, *SMALL, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["shortcut_std"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["derive", "nope"], "error: topic: unknown value 'nope'; choose one of"),
+        (["bound", "--arch.num-heads", "5"], "error: num_heads: d_model = 128 is not divisible by 5"),
+        (["bound", "--arch.initialization", "best"], "error: initialization: unknown value 'best'; choose one of"),
+        (["bound", *SMALL, "--method", "guess"], "error: method: unknown value 'guess'; choose one of paper"),
+    ],
+)
+def test_wrong_usage_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], line: str) -> None:
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(line) and captured.err.count("\n") == 1 and not captured.out
+
+
+def test_unknown_flag_exits_with_2() -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["bound", "--arch.depth", "3"])
+    assert exit_.value.code == 2

@@ -1,0 +1,69 @@
+"""Flags for an Architecture on a command line, and errors as one clear line.
+
+`ArchitectureFlags` mirrors the fields and defaults of `theory.Architecture`; where that takes an object of the
+user's own, a command line offers the registered names and numbers. Shared by every package's `__main__`.
+"""
+
+import dataclasses
+import sys
+import typing
+from collections.abc import Callable
+
+import tyro
+
+from theory.activation import ACTIVATIONS
+from theory.architecture import ATTENTIONS, BLOCKS, NORMS, POSITIONS, Architecture
+from theory.embedding import EMBEDDINGS
+from theory.initialization import INITIALIZATIONS
+
+_HELP = {
+    "num_layers": "blocks N, each attention and feed-forward",
+    "d_model": "width of the residual stream, in coordinates",
+    "num_heads": "attention heads; must divide d_model",
+    "num_kv_heads": "key and value heads (None: num_heads; 1: multi-query)",
+    "d_ff": "feed-forward width, in coordinates (None: 4 d_model)",
+    "vocab_size": "words in the vocabulary",
+    "seq_len": "predicted tokens a sequence",
+    "block": f"one of {', '.join(BLOCKS)}",
+    "norm": f"one of {', '.join(NORMS)}",
+    "norm_epsilon": "added to the variance in every norm, stream unit squared",
+    "activation": f"one of {', '.join(ACTIVATIONS)}",
+    "positions": f"one of {', '.join(POSITIONS)}",
+    "attention": f"one of {', '.join(ATTENTIONS)}",
+    "initialization": f"one of {', '.join(INITIALIZATIONS)}",
+    "embedding": f"one of {', '.join(EMBEDDINGS)}, or a number (multiplier)",
+    "bias": "biases in linear layers and LayerNorm, 0 at the start",
+    "tied": "the head is the embedding table",
+    "logit_scale": "factor on the output logits",
+}
+
+
+def _flags() -> type:
+    hints = typing.get_type_hints(Architecture)
+    made = []
+    for field in dataclasses.fields(Architecture):
+        kind = hints[field.name]
+        if str in typing.get_args(kind):
+            kind = str
+        annotated: typing.Any = typing.Annotated[
+            kind, tyro.conf.arg(help=_HELP.get(field.name, field.name.replace("_", " ")))
+        ]
+        made.append((field.name, annotated, dataclasses.field(default=field.default)))
+    return dataclasses.make_dataclass("ArchitectureFlags", made, frozen=True, namespace={"__module__": __name__})
+
+
+ArchitectureFlags: typing.Any = _flags()
+
+
+def architecture(flags: object) -> Architecture:
+    """The Architecture that the flags describe. Raises ValueError as `Architecture` does."""
+    return Architecture(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(Architecture)})
+
+
+def run(main: Callable[[], int]) -> int:
+    """main()'s exit status; a ValueError or OSError becomes one line on standard error and status 2."""
+    try:
+        return main()
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2

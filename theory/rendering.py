@@ -1,0 +1,93 @@
+"""A derivation as plain text, Markdown, LaTeX and MathML: the same steps, marked with how each is known.
+
+Relations are set as left, sign, right in every format. SymPy's MathML uses entities that only HTML knows; they
+become the characters themselves, so that the output is well-formed XML anywhere.
+"""
+
+import html
+import re
+from typing import TYPE_CHECKING
+from xml.sax.saxutils import escape
+
+import sympy as sp
+
+if TYPE_CHECKING:
+    from theory.derivation import Check, Derivation
+
+_SIGNS = {sp.Eq: "=", sp.Le: "<=", sp.Ge: ">=", sp.Lt: "<", sp.Gt: ">", sp.Ne: "!="}
+_MATHML = "http://www.w3.org/1998/Math/MathML"
+_XHTML = "http://www.w3.org/1999/xhtml"
+
+
+def text(derivation: "Derivation", check: "Check | None" = None) -> str:
+    """Plain text."""
+    lines = [derivation.title, "=" * len(derivation.title), *derivation.remarks, ""]
+    for number, (step, how) in enumerate(_steps(derivation, check), 1):
+        lines += [f"{number:>2}. {plain(step.statement)}", f"    {step.reason}", f"    [{how}] {step.source}", ""]
+    return "\n".join(lines)
+
+
+def markdown(derivation: "Derivation", check: "Check | None" = None) -> str:
+    """Markdown, statements between dollar signs."""
+    lines = [f"## {derivation.title}", "", *derivation.remarks, ""]
+    for number, (step, how) in enumerate(_steps(derivation, check), 1):
+        lines += [f"{number}. $${_latex(step.statement)}$$", f"   {step.reason} *({how}; {step.source})*", ""]
+    return "\n".join(lines)
+
+
+def latex(derivation: "Derivation", check: "Check | None" = None) -> str:
+    """A LaTeX section; texts are escaped."""
+    lines = [rf"\section*{{{_tex(derivation.title)}}}", *map(_tex, derivation.remarks), r"\begin{enumerate}"]
+    for step, how in _steps(derivation, check):
+        lines += [
+            rf"\item \[{_latex(step.statement)}\]",
+            f"{_tex(step.reason)} \\emph{{({_tex(how)}; {_tex(step.source)})}}",
+        ]
+    return "\n".join([*lines, r"\end{enumerate}", ""])
+
+
+def mathml(derivation: "Derivation", check: "Check | None" = None) -> str:
+    """A well-formed XHTML section, one list item a step; its class is how the step is known (proven, cited ...)."""
+    lines = [
+        f'<section xmlns="{_XHTML}" class="derivation" id="{derivation.name}">',
+        f"<h2>{escape(derivation.title)}</h2>",
+        *(f"<p>{escape(remark)}</p>" for remark in derivation.remarks),
+        "<ol>",
+    ]
+    for step, how in _steps(derivation, check):
+        state = "failed" if "FAILED" in how else step.kind
+        lines += [
+            f'<li class="{state}">{statement_mathml(step.statement)}',
+            f'<p>{escape(step.reason)} <small class="how">{escape(how)}; {escape(step.source)}</small></p></li>',
+        ]
+    return "\n".join([*lines, "</ol>", "</section>", ""])
+
+
+def statement_mathml(statement: sp.Basic) -> str:
+    """One statement as a <math> element, well-formed on its own."""
+    body = sp.mathml(statement, printer="presentation")
+    body = body.replace("<mo><</mo>", "<mo>&lt;</mo>").replace("<mo>></mo>", "<mo>&gt;</mo>")
+    body = re.sub(r"&#(x[0-9A-Fa-f]+|\d+)(?![0-9A-Fa-f;])", r"&#\1;", body)
+    body = re.sub(r"&(?!lt;|gt;|amp;|quot;|apos;|#)(\w+);", lambda m: html.unescape(m.group(0)), body)
+    return f'<math xmlns="{_MATHML}" display="block">{body}</math>'
+
+
+def plain(statement: sp.Basic) -> str:
+    """One statement on one line: left, sign, right."""
+    sign = _SIGNS.get(type(statement))
+    return str(statement) if sign is None else f"{statement.args[0]} {sign} {statement.args[1]}"
+
+
+def _steps(derivation: "Derivation", check: "Check | None") -> list[tuple]:
+    if check is None:
+        return [(step, step.kind) for step in derivation.steps]
+    return [(outcome.step, outcome.how) for outcome in check.outcomes]
+
+
+def _latex(statement: sp.Basic) -> str:
+    return sp.latex(statement)
+
+
+def _tex(words: str) -> str:
+    special = {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}", "‖": r"$\Vert$", "σ": r"$\sigma$"}
+    return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in words)
