@@ -24,9 +24,9 @@ from verify.training.loop import Run
 
 def configuration(run: Run) -> dict[str, object]:
     """Everything that decides a run's numbers, as JSON values, the corpus by its digest."""
-    plain = _plain(run)
-    assert isinstance(plain, dict)
-    return plain | {"corpus_digest": load_corpus(run.corpus, run.arch.vocab_size).digest}
+    values = plain(run)
+    assert isinstance(values, dict)
+    return values | {"corpus_digest": load_corpus(run.corpus, run.arch.vocab_size).digest}
 
 
 def path_of(run: Run, folder: Path) -> Path:
@@ -83,12 +83,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
     """A value as JSON can hold it: dataclasses by field with their type, expressions by `srepr`."""
     if dataclasses.is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, sp.Basic):
         return sp.srepr(value)
     if hasattr(value, "items"):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     return value

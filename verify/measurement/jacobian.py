@@ -1,0 +1,61 @@
+"""Spectral norms of the sub-layers' Jacobians, each the map of all tokens of a sequence at once, by power iteration."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+import models
+from models.parameters import Block
+from models.transformer import attention_sublayer, embed, feed_forward_sublayer
+from theory import Architecture
+
+
+def sublayer_jacobian_norms(
+    arch: Architecture, seeds: int = 2, iterations: int = 100, first_seed: int = 0, blocks: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(norms, change) float64[seeds, S]: ||d(sub-layer)/dx||_2, shortcut included, on a sequence of random tokens.
+
+    blocks: only that many from the input. change: relative change of the norm in the last iteration; power iteration
+    converges from below.
+    """
+    with jax.default_matmul_precision("highest"):
+        draws = [
+            jax.device_get(_norms(jax.random.key(seed), arch, iterations, blocks))
+            for seed in range(first_seed, first_seed + seeds)
+        ]
+    norms = np.array(draws, dtype=np.float64)
+    return norms[..., -1], np.abs(norms[..., -1] / norms[..., -2] - 1)
+
+
+@partial(jax.jit, static_argnames=("arch", "iterations", "blocks"))
+def _norms(key: PRNGKeyArray, arch: Architecture, iterations: int, blocks: int | None) -> Float[Array, "sublayers 2"]:
+    weights_key, tokens_key, start_key = jax.random.split(key, 3)
+    params = models.init(weights_key, arch)
+    tokens: Int[Array, "1 seq"] = jax.random.randint(tokens_key, (1, arch.seq_len), 0, arch.vocab_size)
+    start = jax.random.normal(start_key, (1, arch.seq_len, arch.d_model))
+
+    def norm(sublayer: Callable[..., Array], x: Float[Array, "1 seq d"]) -> Float[Array, " 2"]:
+        _, forward = jax.linearize(sublayer, x)
+        backward = jax.linear_transpose(forward, x)
+
+        def iterate(direction: Float[Array, "1 seq d"], _: None) -> tuple[Float[Array, "1 seq d"], Float[Array, ""]]:
+            (image,) = backward(forward(direction))
+            size = jnp.linalg.norm(image.reshape(-1))
+            return image / size, jnp.sqrt(size)
+
+        _, sizes = jax.lax.scan(iterate, start / jnp.linalg.norm(start.reshape(-1)), None, length=iterations)
+        return sizes[-2:]
+
+    def block(x: Float[Array, "1 seq d"], weights: Block) -> tuple[Float[Array, "1 seq d"], Float[Array, "2 2"]]:
+        first = partial(attention_sublayer, weights, arch=arch)
+        second = partial(feed_forward_sublayer, weights, arch=arch)
+        middle = first(x)
+        return second(middle), jnp.stack([norm(first, x), norm(second, middle)])
+
+    first_blocks = jax.tree.map(lambda leaf: leaf[:blocks], params.blocks)
+    _, sizes = jax.lax.scan(block, embed(params, tokens, arch), first_blocks)
+    return sizes.reshape(-1, 2)

@@ -1,0 +1,95 @@
+"""Run the whole report, stage by stage, with progress, and print the verdicts."""
+
+import dataclasses
+import json
+import shutil
+import sys
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from theory import derive
+from theory.derivation import topics
+from verify.claims import Verdict
+from verify.report import stages
+from verify.report.options import METHODS, TITLES, ReportOptions
+from verify.report.page import page
+from verify.sweeps import store
+from verify.training.corpus import load_corpus
+from verify.training.progress import progress
+
+
+def run(options: ReportOptions) -> int:
+    """Write options.out/index.html and its data. Returns 0, or 1 where a step of a derivation does not hold.
+
+    What is finished stays: started again after an interruption, it goes on where it was. Raises ValueError for an
+    unwritable folder and for a corpus that is missing or too short, before any work.
+    """
+    store.require_writable(options.out)
+    corpus = load_corpus(options.corpus, options.arch.vocab_size)
+    for arch in (options.arch, options.trained):
+        for split in ("train", "held_out"):
+            corpus.batch(arch.seq_len, 1, seed=0, step=0, split=split)
+    try:
+        return _run(options)
+    except KeyboardInterrupt:
+        print(
+            f"\ninterrupted; what is finished stays in {options.out}/ and the same command goes on from there",
+            file=sys.stderr,
+        )
+        return 130
+
+
+def _run(options: ReportOptions) -> int:
+    with progress() as stage:
+        with stage("derive and check", len(topics())) as advance:
+            derivations = []
+            for name in topics():
+                derivation = derive(name)
+                derivations.append((derivation, derivation.check()))
+                advance(1)
+        with stage("predict and measure", len(METHODS) + 1) as advance:
+            analyses = {}
+            for method in METHODS:
+                analyses[method] = stages.analyse(options, method)
+                advance(1)
+            by_width = stages.first_excess_by_width(options)
+            advance(1)
+        for method in METHODS:
+            total = len(options.rates) * options.seeds * options.steps
+            with stage(f"train {TITLES[method]} (steps)", total) as advance:
+                stages.train_method(options, method, advance)
+        with stage("judge and draw", 2) as advance:
+            runs = stages.load_runs(options)
+            table = stages.run_table(runs, options.training_runs("vanilla")[0].optimizer.warmup_steps)
+            verdicts = stages.judge(options, analyses, by_width, table)
+            advance(1)
+            html = page(options, derivations, analyses, runs, table, verdicts)
+            _write(options, html, table.to_csv(index=False), verdicts)
+            advance(1)
+    _print(options, verdicts)
+    return 0 if all(check for _, check in derivations) else 1
+
+
+def _write(options: ReportOptions, html: str, csv: str, verdicts: list[Verdict]) -> None:
+    texts = {
+        "training_runs.csv": csv,
+        "verdicts.json": json.dumps([dataclasses.asdict(verdict) for verdict in verdicts], indent=1),
+        "index.html": html,
+    }
+    for name, text in texts.items():
+        store.write_atomically(options.out / name, partial(Path.write_text, data=text, encoding="utf-8"))
+
+
+def _print(options: ReportOptions, verdicts: list[Verdict]) -> None:
+    table = Table("claim", "verdict", "effect", "value", "95 % interval", "sample", title="Spike No More, judged")
+    for verdict in verdicts:
+        interval = f"{verdict.low:.3g} .. {verdict.high:.3g}"
+        table.add_row(
+            verdict.claim, verdict.outcome, verdict.effect, f"{verdict.value:.3g}", interval, verdict.samples
+        )  # fmt: skip
+    width = None if sys.stdout.isatty() else max(shutil.get_terminal_size().columns, 140)
+    Console(width=width).print(table)
+    print(f"report: {options.out / 'index.html'}")
