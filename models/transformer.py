@@ -125,7 +125,7 @@ def loss(
     tokens: each sequence with the token that follows its last predicted position, so `seq_len + 1` of them.
     """
     logits, observations = apply(params, tokens[:, :-1], arch, readings)
-    log_probability = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    log_probability = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), axis=-1)
     chosen = jnp.take_along_axis(log_probability, tokens[:, 1:, None], axis=-1)
     return -jnp.mean(chosen), observations
 

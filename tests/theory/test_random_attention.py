@@ -62,7 +62,8 @@ def test_forward_and_value_paths():
     draws = made_up()
     expected_kernel = np.eye(5)[None]
     flat = uniform_attention(5)
-    difference = np.mean([a @ c @ a.T - flat @ c @ flat.T for a, c in zip(draws.matrix[:, 0], draws.kernel[:, 0])], 0)
+    pairs = list(zip(draws.matrix[:, 0], draws.kernel[:, 0], strict=True))
+    difference = np.mean([a @ c @ a.T - flat @ c @ flat.T for a, c in pairs], axis=0)
     np.testing.assert_allclose(draws.forward(expected_kernel)[0], flat @ flat.T + difference, rtol=1e-6)
     gradient = np.diag([1.0, 2, 3, 4, 5])[None]
     carried, product = draws.value_backward(gradient, draws.kernel.mean(axis=0))

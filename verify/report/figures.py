@@ -12,30 +12,26 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from verify.measurement.compare import root_mean_square_interval
 from verify.report.options import METHODS, TITLES
-from verify.report.style import COLOURS, DASHES, MARKERS, RC, new_figure
+from verify.report.style import COLOURS, DASHES, INK, MARKERS, RC, new_figure
 
 Runs = Mapping[tuple[str, float, int], xr.Dataset]
 
 
-def gradient_panel(axes: Axes, analysis: xr.Dataset, method: str) -> Axes:
+def gradient_panel(axes: Axes, analysis: xr.Dataset, method: str, bounded: bool) -> Axes:
     """Gradient norm at every place: the paper's chain of bounds, the prediction, the measurement with its interval."""
     measured = analysis["measured_gradient_norm"].to_numpy()
     low, middle, high = root_mean_square_interval(measured)
     places = np.arange(len(middle))
     chain = np.concatenate([np.cumsum(np.log10(analysis["bound"].to_numpy())[::-1])[::-1], [0.0]])
-    axes.plot(places, 10 ** (chain + np.log10(middle[-1])), color="#888888", ls="--", lw=1.0, label="bound (chain)")
+    if bounded:
+        axes.plot(places, 10 ** (chain + np.log10(middle[-1])), color="#888888", ls="--", lw=1.0, label="bound (chain)")
+        axes.set_title(TITLES[method])
     axes.fill_between(places, low, high, color=COLOURS[method], alpha=0.3, lw=0)
-    axes.plot(
-        places,
-        middle,
-        MARKERS[method],
-        ms=3,
-        color=COLOURS[method],
-        ls="none",
-        label=f"measured, {len(measured)} seeds",
-    )
-    axes.plot(places, analysis["predicted_gradient_norm"], color="#666666", lw=1.1, label="predicted")
-    axes.set(yscale="log", title=TITLES[method])
+    shown = slice(None, None, max(len(places) // 16, 1))
+    axes.plot(places[shown], middle[shown], MARKERS[method], ms=3.5, color=COLOURS[method],
+              label=f"measured, {len(measured)} seeds")  # fmt: skip
+    axes.plot(places, analysis["predicted_gradient_norm"], color=INK, lw=1.0, label="predicted")
+    axes.set(yscale="log")
     axes.yaxis.set_major_locator(LogLocator(numticks=6))
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     return axes
@@ -87,13 +83,16 @@ def rate_panel(axes: Axes, table: pd.DataFrame, column: str) -> Axes:
 def headline(analyses: Mapping[str, xr.Dataset]) -> Figure:
     """How far the bound, how near the prediction: gradient norm by place, a panel a method."""
     with rc_context(RC):
-        figure = new_figure(7.2, 2.9)
-        panels = figure.subplots(1, len(METHODS), sharey=True)
-        for axes, method in zip(panels, METHODS, strict=True):
-            gradient_panel(axes, analyses[method], method)
-        panels[0].set_ylabel("gradient norm (nats per token)")
+        figure = new_figure(7.2, 4.2)
+        panels = figure.subplots(2, len(METHODS), sharey="row", sharex=True)
+        for far, close, method in zip(*panels, METHODS, strict=True):
+            gradient_panel(far, analyses[method], method, bounded=True)
+            gradient_panel(close, analyses[method], method, bounded=False)
+        panels[0, 0].set_ylabel("with the bound")
+        panels[1, 0].set_ylabel("without")
+        figure.supylabel("gradient norm (nats per token)", fontsize=9)
         figure.supxlabel("place in the residual stream (0: embedding)", fontsize=9)
-        _legend(figure, panels[0])
+        _legend(figure, panels[0, 0])
         return figure
 
 
@@ -109,8 +108,8 @@ def near(analyses: Mapping[str, xr.Dataset]) -> Figure:
                 low, middle, high = root_mean_square_interval(analyses[method][f"measured_{name}"].to_numpy())
                 places = np.arange(len(middle))
                 axes.fill_between(places, low, high, color=COLOURS[method], alpha=0.25, lw=0)
-                axes.plot(places, middle, MARKERS[method], ms=2.5, color=COLOURS[method], label=TITLES[method])
-                axes.plot(places, analyses[method][f"predicted_{name}"], color="#666666", lw=0.9)
+                axes.plot(places[::3], middle[::3], MARKERS[method], ms=3, color=COLOURS[method], label=TITLES[method])
+                axes.plot(places, analyses[method][f"predicted_{name}"], color=INK, lw=0.8)
             axes.set(yscale="log", ylabel=label, xlabel="place in the residual stream")
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         _legend(figure, panels[0])
@@ -152,7 +151,7 @@ def by_rate(table: pd.DataFrame) -> Figure:
         first, second = figure.subplots(1, 2)
         rate_panel(first, table, "held_out_loss").set_ylabel("held-out loss (nats per token)")
         rate_panel(second, table, "largest_gradient_norm").set(
-            ylabel="largest gradient norm after warm-up\n(nats per token)", yscale="log"
+            ylabel="largest gradient norm (nats per token)", yscale="log"
         )
         _legend(figure, first)
         return figure

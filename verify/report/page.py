@@ -34,9 +34,10 @@ figure { margin: 1rem 0; } figure svg { width: 100%; height: auto; color: var(--
 figcaption, small, .soft { color: var(--soft); font-size: .875rem; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .875rem; }
 th, td { text-align: left; vertical-align: top; padding: .3rem .6rem; border-bottom: 1px solid var(--line); }
-td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td:first-child { white-space: nowrap; }
 .box { background: var(--box); border-radius: .5rem; padding: .5rem 1rem; margin: 1rem 0; }
-.supported, .proven { color: var(--good); } .refuted { color: var(--bad); } .outcome { font-weight: 600; }
+.supported, .proven { color: var(--good); } .refuted { color: var(--bad); }
+.outcome { font-weight: 600; white-space: nowrap; }
 details { margin: .5rem 0; } summary { cursor: pointer; font-weight: 600; }
 .derivation ol { padding-left: 2rem; } .derivation li { margin: .6rem 0; } .derivation li p { margin: 0; }
 .derivation math { overflow-x: auto; overflow-y: hidden; max-width: 100%; display: block; text-align: left; }
@@ -149,11 +150,11 @@ def _initialization(options: ReportOptions, analyses: Mapping[str, xr.Dataset]) 
             figures.headline(analyses), "headline",
             f"Gradient norm at every place of the residual stream, {options.init_scale}, {options.init_seeds} seeds "
             "(band: 95 % interval of the root mean square). Dashed: the paper's chain of bounds, anchored at the last "
-            "place. It ranks the methods, but is many decades above what happens; the prediction is not fitted.",
+            "place: it ranks the methods, but is many decades above what happens. Line: predicted, not fitted.",
         )
         + _figure(
             figures.near(analyses), "near",
-            "The same measurements at their own scale, grey: predicted. Vanilla and Embed Detach are the same network "
+            "The methods in one picture; lines: predicted. Vanilla and Embed Detach are the same network "
             "at initialisation: detaching changes the table's gradient only.",
         )
         + _table(
@@ -282,4 +283,5 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _figure(figure: figures.Figure, name: str, caption: str) -> str:
-    return f"<figure>{to_svg(figure, name, escape(caption, quote=True))}<figcaption>{escape(caption)}</figcaption></figure>"
+    svg = to_svg(figure, name, escape(caption, quote=True))
+    return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"

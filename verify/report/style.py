@@ -1,4 +1,4 @@
-"""How the report's figures look: one palette that the colour-blind can tell apart, text that follows the page's colours.
+"""How the report's figures look: a palette that the colour-blind can tell apart, ink that follows the page's colour.
 
 Text, axes and ticks are drawn in a colour that `to_svg` turns into `currentColor`, so one SVG reads in light and dark.
 """

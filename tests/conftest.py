@@ -1,0 +1,27 @@
+"""Every test runs with annotations checked (jaxtyping, beartype), strict JAX promotion, and warnings as errors."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from jaxtyping import install_import_hook
+
+with install_import_hook(["models", "verify.measurement", "verify.training"], "beartype.beartype"):
+    import models
+    import verify.measurement.jacobian
+    import verify.training.loop
+
+import hypothesis
+import jax
+
+assert models and verify
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+hypothesis.settings.register_profile("default", deadline=None)
+hypothesis.settings.register_profile(
+    "ci", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=1000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))

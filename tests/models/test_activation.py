@@ -1,0 +1,41 @@
+"""The compiled activations against JAX's own, and where float32 could fail."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sympy as sp
+
+from models.feed_forward import activate
+from theory import Activation
+from theory.activation import ACTIVATIONS, u
+
+_OURS_TO_JAX = {
+    "identity": lambda x: x,
+    "relu": jax.nn.relu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "silu": jax.nn.silu,
+}
+_POINTS = jnp.asarray(np.r_[np.linspace(-8, 8, 81) + 0.013, -1e4, -100, 100, 1e4].reshape(1, 1, -1), jnp.float32)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_value_and_gradient_equal_jaxs(name):
+    for order in (lambda f: f, lambda f: jax.grad(lambda x: jnp.sum(f(x)))):
+        ours = order(lambda x: activate(ACTIVATIONS[name], x))(_POINTS)
+        theirs = order(_OURS_TO_JAX[name])(_POINTS)
+        assert np.all(np.isfinite(ours))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_symbolic_derivative_is_the_gradient(name):
+    points = _POINTS[..., :-4]
+    gradient = jax.grad(lambda x: jnp.sum(activate(ACTIVATIONS[name], x)))(points)
+    np.testing.assert_allclose(ACTIVATIONS[name].numeric[1](np.asarray(points)), gradient, rtol=1e-4, atol=2e-6)
+
+
+def test_a_function_of_ones_own():
+    mine = Activation("mine", sp.tanh(u) ** 2, "a test")
+    np.testing.assert_allclose(activate(mine, _POINTS), np.tanh(np.asarray(_POINTS)) ** 2, rtol=1e-5)

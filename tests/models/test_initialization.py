@@ -1,0 +1,93 @@
+"""Sampled weights against the symbolic rules they come from, with a stated rate of false alarms."""
+
+import jax
+import numpy as np
+import pytest
+from scipy import stats
+
+import models
+from theory import Architecture, Initialization
+from theory.architecture import BLOCK_MATRICES
+from theory.initialization import INITIALIZATIONS
+from theory.notation import N, d, fan_in, layer
+
+# each of some 2,000 variances is off this chi-square interval once in 1e8 draws
+_LEVEL = 1e-8
+_EXPECTED = {  # worked out by hand for d 32, d_ff 128, N 3, V 50, a key-value width of 16
+    ("megatron", "attention.query"): (2 / 160) ** 0.5,
+    ("megatron", "attention.output"): (2 / 160 / 6) ** 0.5,
+    ("gpt2", "feed_forward.down"): 0.02 / 6**0.5,
+    ("gpt2", "position"): 0.01,
+    ("xavier", "attention.key"): (2 / 48) ** 0.5,
+    ("xavier", "embedding"): (2 / 82) ** 0.5,
+    ("he", "feed_forward.down"): (2 / 128) ** 0.5,
+    ("he", "embedding"): (2 / 32) ** 0.5,
+    ("lecun", "feed_forward.up"): (1 / 32) ** 0.5,
+    ("palm", "embedding"): 1.0,
+    ("palm", "head"): (1 / 32) ** 0.5,
+    ("small", "attention.output"): (2 / 160) ** 0.5,
+    ("wang", "feed_forward.down"): 2 / (3 * 32**0.5),
+}
+
+
+def architecture(initialization):
+    return Architecture(
+        num_layers=3, d_model=32, num_heads=4, num_kv_heads=2, vocab_size=50, seq_len=40, positions="learned",
+        initialization=initialization,  embedding="vanilla",
+    )  # fmt: skip
+
+
+def matrices(params):
+    """Every weight matrix by kind, layer by layer."""
+    found = {"embedding": [params.embedding], "position": [params.position], "head": [params.head.weight]}
+    for kind in BLOCK_MATRICES:
+        sublayer, name = kind.split(".")
+        found[kind] = list(getattr(getattr(params.blocks, sublayer), name).weight)
+    return found
+
+
+@pytest.mark.parametrize(("scheme", "kind"), _EXPECTED)
+def test_rules_have_the_published_values(scheme, kind):
+    np.testing.assert_allclose(architecture(scheme).std(kind), _EXPECTED[scheme, kind], rtol=1e-12)
+
+
+@pytest.mark.parametrize("scheme", INITIALIZATIONS)
+def test_samples_have_the_rules_std_and_are_gaussian(scheme):
+    arch = architecture(scheme)
+    for kind, layers in matrices(models.init(jax.random.key(0), arch)).items():
+        std = np.broadcast_to(arch.std(kind), len(layers))
+        for weight, expected in zip(layers, std, strict=True):
+            values = np.asarray(weight, np.float64).ravel() / expected
+            low, high = stats.chi2.interval(1 - _LEVEL, values.size)
+            assert low < np.sum(values**2) < high, (scheme, kind)
+            assert abs(values.mean()) * values.size**0.5 < 6, (scheme, kind)
+            assert stats.kstest(values, "norm").pvalue > 1e-7, (scheme, kind)
+        assert layers[0].shape == arch.shape(kind)
+
+
+def test_a_rule_of_ones_own_may_depend_on_the_layer():
+    mine = Initialization("mine", 1 / d, {"attention.value": layer / (N * fan_in)}, "a test")
+    arch = architecture(mine)
+    np.testing.assert_allclose(arch.std("attention.value"), np.array([1, 2, 3]) / 96)
+    values = models.init(jax.random.key(0), arch).blocks.attention.value.weight
+    np.testing.assert_allclose(np.std(values, axis=(1, 2)), np.array([1, 2, 3]) / 96, rtol=0.2)
+
+
+def test_matrices_and_layers_are_independent():
+    """Correlations of 1,024 pairs have a standard deviation of 1/32; six of them are allowed."""
+    params = models.init(jax.random.key(0), architecture("megatron"))
+    square = [w for layers in matrices(params).values() for w in layers if w.shape == (32, 32)]
+    flat = np.stack([np.asarray(w).ravel() for w in square])
+    correlations = np.corrcoef(flat)[~np.eye(len(flat), dtype=bool)]
+    assert np.abs(correlations).max() < 6 / 32
+
+
+def test_same_key_same_weights_and_switches_leave_other_draws_alone():
+    arch = architecture("megatron")
+    first, second = models.init(jax.random.key(7), arch), models.init(jax.random.key(7), arch)
+    for one, other in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_array_equal(one, other)
+    other = Architecture(**{**arch.__dict__, "positions": "none", "bias": True})
+    np.testing.assert_array_equal(
+        models.init(jax.random.key(7), other).blocks.feed_forward.up.weight, first.blocks.feed_forward.up.weight
+    )
