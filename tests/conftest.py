@@ -6,13 +6,17 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from jaxtyping import install_import_hook
 
-with install_import_hook(["models", "verify.measurement", "verify.training"], "beartype.beartype"):
+# not models.parameters: JAX and Optax build those trees with other leaves than arrays (masks, axes, None)
+CHECKED = [f"models.{name}" for name in ("attention", "feed_forward", "initialization", "normalization", "probes")]
+with install_import_hook(
+    [*CHECKED, "models.transformer", "verify.measurement", "verify.training"], "beartype.beartype"
+):
     import models
     import verify.measurement.jacobian
     import verify.training.loop
 
-import hypothesis
-import jax
+import hypothesis  # noqa: E402 - the hook must stand before any import of the packages it checks
+import jax  # noqa: E402
 
 assert models and verify
 

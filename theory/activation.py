@@ -11,18 +11,24 @@ from functools import cached_property
 import numpy as np
 import sympy as sp
 
-from theory.schemes import lookup
+from theory.schemes import expression, lookup
 
 u = sp.Symbol("u", real=True)
 
 
 @dataclass(frozen=True)
 class Activation:
-    """A point-wise function F(u) of the feed-forward layer, `function` being its expression in `u`."""
+    """A point-wise function F(u) of the feed-forward layer, `function` being its expression in `theory.activation.u`."""
 
     name: str
     function: sp.Expr
     source: str
+
+    def __post_init__(self) -> None:
+        where = f"activation {self.name!r}, function"
+        object.__setattr__(
+            self, "function", expression(where, self.function, (u,), "theory.activation", positive=False)
+        )
 
     @cached_property
     def derivative(self) -> sp.Expr:

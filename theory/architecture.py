@@ -73,8 +73,8 @@ class Architecture:
                 raise ValueError(f"{name}: unknown value {getattr(self, name)!r}; choose one of {', '.join(choices)}")
         for name, zero in (("norm_epsilon", True), ("logit_scale", False)):
             value = getattr(self, name)
-            good = isinstance(value, int | float) and math.isfinite(value) and (value > 0 or (zero and value == 0))
-            if not good:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (number and math.isfinite(value) and (value > 0 or (zero and value == 0))):
                 raise ValueError(f"{name}: must be a {'non-negative' if zero else 'positive'} number, got {value!r}")
         for name in ("bias", "tied"):
             if not isinstance(getattr(self, name), bool):
@@ -89,8 +89,9 @@ class Architecture:
                 f"num_kv_heads: num_heads = {self.num_heads} is not divisible by {self.kv_heads}; choose one of "
                 f"{', '.join(str(h) for h in range(1, self.num_heads + 1) if self.num_heads % h == 0)}"
             )
-        if self.positions in ("rope", "sinusoidal") and (self.d_head if self.positions == "rope" else self.d_model) % 2:
-            raise ValueError(f"positions: {self.positions!r} turns pairs of coordinates; the width must be even")
+        for positions, name, width in (("rope", "d_head", self.d_head), ("sinusoidal", "d_model", self.d_model)):
+            if self.positions == positions and width % 2:
+                raise ValueError(f"positions: {positions!r} needs an even {name}, got {width}; without: none, learned")
         if self.norm == "layer_norm" and self.d_model < 3:
             raise ValueError(f"d_model: LayerNorm leaves d_model - 2 directions, so at least 3; got {self.d_model}")
         activation(self.activation), embedding(self.embedding), initialization(self.initialization)
@@ -145,8 +146,14 @@ class Architecture:
         return _std(self, kind)
 
     def evaluate(self, rule: sp.Expr) -> float:
-        """The value of an expression in d, V and N (an embedding multiplier, say) at this size."""
-        return float(rule.subs({s.d: self.d_model, s.V: self.vocab_size, s.N: self.num_layers}))
+        """The value of an expression in d, V and N (an embedding multiplier, say) at this size.
+
+        Raises ValueError where that is not a positive number.
+        """
+        value = _number(rule.subs({s.d: self.d_model, s.V: self.vocab_size, s.N: self.num_layers}))
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"embedding: the rule {rule} gives {value} at this size, not a positive number")
+        return value
 
 
 @lru_cache(maxsize=4096)
@@ -160,12 +167,20 @@ def _std(arch: Architecture, kind: str) -> np.ndarray:
         s.fan_out: fan_out,
     }
     layers = np.arange(1, (arch.num_layers if kind in BLOCK_MATRICES else 1) + 1)
-    rule = sp.lambdify(s.layer, arch.rule(kind).subs(sizes), "numpy")
-    std = np.broadcast_to(np.asarray(rule(layers), dtype=np.float64), layers.shape).copy()
+    rule = arch.rule(kind).subs(sizes)
+    std = np.full(layers.shape, _number(rule))
+    if s.layer in rule.free_symbols:
+        std = np.array([_number(rule.subs(s.layer, int(n))) for n in layers])
     if not np.all(np.isfinite(std) & (std > 0)):
         raise ValueError(f"initialization: the rule {arch.rule(kind)} for {kind} gives {std}, not a positive number")
     std.flags.writeable = False
     return std
+
+
+def _number(value: sp.Expr) -> float:
+    """The value of a constant expression in float64; nan where it is not a finite real number."""
+    value = value.evalf(17)
+    return float(value) if value.is_Number and value.is_finite else math.nan
 
 
 FIELD_NAMES = tuple(field.name for field in fields(Architecture))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import sympy as sp
 
 from theory.notation import V, d
-from theory.schemes import lookup
+from theory.schemes import expression, lookup
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,11 @@ class Embedding:
     def __post_init__(self) -> None:
         for field in ("multiplier", "gradient_share", "table_std"):
             value = getattr(self, field)
-            if value is None:
-                continue
-            value = sp.sympify(value, strict=True)
-            object.__setattr__(self, field, value)
-            if foreign := value.free_symbols - {d, V}:
-                raise ValueError(
-                    f"embedding {self.name!r}, {field}: the rule uses {sorted(map(str, foreign))}; "
-                    "it may use only d and V of theory.notation"
-                )
-            if value.is_number and not (value.is_finite and value > 0):
-                raise ValueError(f"embedding {self.name!r}, {field}: must be a positive number, got {value}")
+            if value is not None or field != "table_std":
+                where = f"embedding {self.name!r}, {field}"
+                object.__setattr__(self, field, expression(where, value, (d, V), "theory.notation"))
+        if not isinstance(self.layer_norm, bool):
+            raise ValueError(f"embedding {self.name!r}, layer_norm: must be True or False, got {self.layer_norm!r}")
         if self.gradient_share.is_number and self.gradient_share > 1:
             raise ValueError(f"embedding {self.name!r}, gradient_share: must lie in (0, 1], got {self.gradient_share}")
 

@@ -11,7 +11,7 @@ from types import MappingProxyType
 import sympy as sp
 
 from theory.notation import N, V, d, fan_in, fan_out, layer
-from theory.schemes import lookup
+from theory.schemes import expression, lookup
 
 MATRIX_KINDS = (
     "embedding",
@@ -25,6 +25,7 @@ MATRIX_KINDS = (
     "head",
 )
 SYMBOLS = frozenset({fan_in, fan_out, d, V, N, layer})
+_HOME = "theory.notation"
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Initialization:
     """One initialisation scheme.
 
     `default` is the standard deviation of every matrix kind that `std` does not name. Biases start at 0 and norm
-    scales at 1 under every scheme. Raises ValueError for an unknown matrix kind or a foreign symbol.
+    scales at 1 under every scheme. Raises ValueError for an unknown matrix kind, a foreign symbol, or a number that
+    is not positive.
     """
 
     name: str
@@ -41,23 +43,22 @@ class Initialization:
     source: str
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "default", sp.sympify(self.default, strict=True))
-        std = {kind: sp.sympify(rule, strict=True) for kind, rule in self.std.items()}
-        object.__setattr__(self, "std", MappingProxyType(std))
-        for kind, rule in [("default", self.default), *self.std.items()]:
-            if kind != "default" and kind not in MATRIX_KINDS:
+        for kind in self.std:
+            if kind not in MATRIX_KINDS:
                 raise ValueError(
                     f"initialization {self.name!r}: unknown matrix kind {kind!r}; "
                     f"choose one of {', '.join(MATRIX_KINDS)}"
                 )
-            if foreign := rule.free_symbols - SYMBOLS:
-                raise ValueError(
-                    f"initialization {self.name!r}, {kind}: the rule uses {sorted(map(str, foreign))}; "
-                    f"it may use only {sorted(map(str, SYMBOLS))} of theory.notation"
-                )
+        where = f"initialization {self.name!r}, "
+        std = {kind: expression(where + kind, rule, SYMBOLS, _HOME) for kind, rule in self.std.items()}
+        object.__setattr__(self, "default", expression(where + "default", self.default, SYMBOLS, _HOME))
+        object.__setattr__(self, "std", MappingProxyType(std))
 
     def __hash__(self) -> int:
-        return hash((self.name, self.default, tuple(self.std.items())))
+        return hash((self.name, self.default, frozenset(self.std.items())))
+
+    def __reduce__(self) -> tuple[type, tuple[str, sp.Expr, dict[str, sp.Expr], str]]:
+        return Initialization, (self.name, self.default, dict(self.std), self.source)
 
     def rule(self, kind: str) -> sp.Expr:
         """The standard deviation of that kind of matrix, as an expression."""

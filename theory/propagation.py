@@ -158,13 +158,15 @@ class _Stream:
     kernel: K. repeated: what K has more where two tokens of a sequence agree than where they do not, float64[R, T, T],
     for random tokens. length: Gaussian score of each token's own |x|^2 among chi-square with d_model degrees, [R, T].
     spread: d_model times the variance of the correlations over initialisations, float64[R, T, T]: that of a Wishart
-    matrix at first, more with depth, as each layer hands on what the last one's weights happened to do.
+    matrix at first, more with depth, as each layer hands on what the last one's weights happened to do. offset: mean
+    over the coordinates that every network has, [R, T]; sinusoidal positions have one, and LayerNorm takes it out.
     """
 
     kernel: _Kernel
     repeated: np.ndarray
     length: np.ndarray
     spread: np.ndarray
+    offset: np.ndarray
 
     def add(self, increment: "_Increment", rng: np.random.Generator) -> "_Stream":
         kernel = self.kernel + increment.kernel
@@ -174,29 +176,35 @@ class _Stream:
         kept = (_outer_root(self.kernel) + increment.sensitivity) / size
         own = increment.noise(correlation) - _wishart_noise(self.kernel, correlation)
         spread = self.spread * kept**2 + _wishart_noise(kernel, correlation) / size**2 + own / size**2
-        return _Stream(kernel, self.repeated + increment.repeated, share * self.length + fresh, spread)
+        return _Stream(kernel, self.repeated + increment.repeated, share * self.length + fresh, spread, self.offset)
 
     def degrees(self, arch: Architecture) -> float:
         """Degrees of the Wishart matrix whose correlations between tokens vary as much as the stream's."""
         apart = ~np.eye(arch.seq_len, dtype=bool)
-        least, spread = ((1 - self.correlation().within ** 2) ** 2)[:, apart].sum(), self.spread[:, apart].sum()
+        least = ((1 - self.correlation(arch).within ** 2) ** 2)[:, apart].sum()
+        spread = self.spread[:, apart].sum()
         return arch.d_model * least / spread if spread > 0 else arch.d_model
 
     def variance(self, arch: Architecture) -> np.ndarray:
         """Variance over the coordinates, as the norm sees it; LayerNorm takes the mean out."""
-        return self.kernel.diagonal() * (1 - _mean_share(arch))
+        return self.seen(arch).diagonal() * (1 - _mean_share(arch))
+
+    def seen(self, arch: Architecture) -> _Kernel:
+        """The kernel without what LayerNorm takes out of every network alike."""
+        return self.kernel + _Kernel.outer(self.offset) * -1.0 if arch.norm == "layer_norm" else self.kernel
 
     def retained(self, arch: Architecture) -> np.ndarray:
         """z's mean square: 1 but for the norm's epsilon."""
         variance = self.variance(arch)
         return variance / (variance + arch.norm_epsilon)
 
-    def correlation(self) -> _Kernel:
-        return self.kernel * _Kernel.outer(1 / np.sqrt(self.kernel.diagonal()))
+    def correlation(self, arch: Architecture) -> _Kernel:
+        seen = self.seen(arch)
+        return seen * _Kernel.outer(1 / np.sqrt(seen.diagonal()))
 
     def normalized(self, arch: Architecture) -> _Kernel:
         """Kernel of z, the stream after a norm."""
-        return self.correlation() * _Kernel.outer(np.sqrt(self.retained(arch)))
+        return self.correlation(arch) * _Kernel.outer(np.sqrt(self.retained(arch)))
 
     def norm_jacobian(self, arch: Architecture) -> _Kernel:
         """tr(J_t J_t'^T) / d of the norm's Jacobian: 1 / (std std') times what the two projectors share."""
@@ -204,14 +212,16 @@ class _Stream:
         chi_square = 2 * special.gammaincinv(d / 2, special.ndtr(self.length))
         square = chi_square / d * self.variance(arch) + arch.norm_epsilon
         lost = _Kernel.outer(retained, np.add)
-        both = _Kernel.outer(retained) * self.correlation() * self.correlation()
+        both = _Kernel.outer(retained) * self.correlation(arch) * self.correlation(arch)
         shared = lost.map(lambda lost, both: 1 - _mean_share(arch) - (lost - both) / d, both)
         return shared * _Kernel.outer(1 / np.sqrt(square))
 
     def observed_std(self, arch: Architecture, batch: _Batch) -> float:
         """Standard deviation about the mean over the whole batch, which is what one measures."""
         tokens = batch.size * arch.seq_len
-        return float(np.sqrt(batch.trace(self.kernel) / tokens - batch.total(self.kernel) / tokens**2 / arch.d_model))
+        free = self.kernel + _Kernel.outer(self.offset) * -1.0
+        mean_square = self.offset.mean() ** 2 + batch.total(free) / tokens**2 / arch.d_model
+        return float(np.sqrt(batch.trace(self.kernel) / tokens - mean_square))
 
 
 @dataclass(frozen=True)
@@ -263,15 +273,17 @@ def _embed(arch: Architecture, batch: _Batch, rng: np.random.Generator) -> _Stre
         size = of_fixed_length = variance / (variance + arch.norm_epsilon)
     kernel = batch.same_input * size
     shape = kernel.within.shape
+    offset = np.zeros(shape[:2])
     if arch.positions == "learned":
         kernel = kernel.map(lambda k: k + arch.std("position")[0] ** 2 * np.eye(arch.seq_len))
     elif arch.positions == "sinusoidal":
         places = sinusoids(arch.seq_len, arch.d_model)
         kernel = kernel.map(lambda k: k + places @ places.T / arch.d_model)
         of_fixed_length += 0.5
+        offset = offset + places.mean(axis=1)
     free = np.sqrt(np.maximum(1 - (of_fixed_length / kernel.diagonal()) ** 2, 0))
     repeated = np.full(shape, size if batch.repeats else 0.0)
-    return _Stream(kernel, repeated, free * _scores(rng, *shape[:2]), (1 - _correlation(kernel) ** 2) ** 2)
+    return _Stream(kernel, repeated, free * _scores(rng, *shape[:2]), (1 - _correlation(kernel) ** 2) ** 2, offset)
 
 
 @dataclass(frozen=True)
@@ -287,7 +299,7 @@ class _FeedForward:
     def forward(
         arch: Architecture, layer: int, batch: _Batch, stream: _Stream, rng: np.random.Generator
     ) -> "_FeedForward":
-        d, function, correlation = arch.d_model, activation(arch.activation), stream.correlation()
+        d, function, correlation = arch.d_model, activation(arch.activation), stream.correlation(arch)
         std = np.sqrt(d * arch.std("feed_forward.up")[layer] ** 2 * stream.retained(arch))
         hidden, slope = (
             _Kernel(
@@ -298,7 +310,7 @@ class _FeedForward:
         )
         gain = arch.ff_width * arch.std("feed_forward.down")[layer] ** 2
         repeated = np.zeros_like(stream.repeated)
-        diagonal = np.sqrt(stream.kernel.diagonal())
+        diagonal = np.sqrt(stream.seen(arch).diagonal())
         if batch.repeats:
             shift = stream.repeated / (diagonal[:, :, None] * diagonal[:, None, :])
             if_same = np.minimum(correlation.within + (1 - batch.repeats) * shift, 1)
@@ -346,13 +358,13 @@ class _Attention:
             tokens = rng.integers(arch.vocab_size, size=(pairs, *z.within.shape[:2]))
             same = tokens[..., :, None] == tokens[..., None, :]
             deviation = np.where(np.eye(arch.seq_len, dtype=bool), 0.0, same - batch.repeats)
-            diagonal = np.sqrt(stream.retained(arch) / stream.kernel.diagonal())
+            diagonal = np.sqrt(stream.retained(arch) / stream.seen(arch).diagonal())
             drawn = drawn + deviation * stream.repeated * diagonal[:, :, None] * diagonal[:, None, :]
         draws = draw_attention(rng, drawn, degrees, arch.d_head, query, key, arch.positions == "rope")
         mean = draws.mean()
         mixed = _Kernel(draws.forward(z.within), _sandwich(mean, z.across))
         gain = d * arch.std("attention.value")[layer] ** 2 * d * arch.std("attention.output")[layer] ** 2
-        own = np.einsum("rtt->rt", mean) * np.sqrt(stream.retained(arch) / stream.kernel.diagonal())
+        own = np.einsum("rtt->rt", mean) * np.sqrt(stream.retained(arch) / stream.seen(arch).diagonal())
         repeated = gain * own[:, :, None] * own[:, None, :] * stream.repeated
 
         def noise(correlation: np.ndarray) -> np.ndarray:
@@ -428,7 +440,7 @@ def _upstream(arch: Architecture, batch: _Batch, stream: _Stream) -> tuple[_Kern
     overlap = z.map(lambda c: np.exp(gain * d * c) / size)
     error = overlap.map(lambda p, same: (p - 2 / size + same) / tokens**2, batch.same_target)
     # z's sample correlations fluctuate by 1 / sqrt(d) around their mean, and so does what depends on them
-    bend = overlap.map(lambda p, c: gain * d * p * (1 - c**2) ** 2 / d / tokens**2, stream.correlation())
+    bend = overlap.map(lambda p, c: gain * d * p * (1 - c**2) ** 2 / d / tokens**2, stream.correlation(arch))
     head = arch.logit_scale * np.sqrt(d * batch.total(error * z + bend))
     return error * gain * stream.norm_jacobian(arch), head
 

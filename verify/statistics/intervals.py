@@ -12,13 +12,13 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """(low, high) of a statistic over seeds, BCa bootstrap with a fixed generator; (nan, nan) for fewer than 2 values.
 
-    Values that are all equal give that value twice.
+    Values that are equal but for rounding give their range.
     """
     values = np.asarray(values, dtype=np.float64)
     if len(values) < 2 or not np.all(np.isfinite(values)):
         return np.nan, np.nan
-    if np.ptp(values) == 0:
-        return float(values[0]), float(values[0])
+    if np.ptp(values) <= 1e-12 * np.abs(values).max():
+        return float(values.min()), float(values.max())
     method: Literal["BCa", "percentile"] = "BCa" if len(values) > 2 else "percentile"
     result = stats.bootstrap((values,), statistic, confidence_level=level, method=method, rng=np.random.default_rng(0))
     return float(result.confidence_interval.low), float(result.confidence_interval.high)

@@ -56,12 +56,12 @@ class Run:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class State:
-    """A run between two steps. stopped: a loss or gradient was not finite, and the weights stay as they were."""
+    """A run between two steps, or several as lanes. stopped: something was not finite, and the weights stay put."""
 
     params: Transformer
     optimizer: Any
-    step: Int[Array, ""]
-    stopped: Bool[Array, ""]
+    step: Int[Array, "*lanes"]
+    stopped: Bool[Array, "*lanes"]
 
 
 def train(run: Run) -> xr.Dataset:

@@ -62,6 +62,6 @@ def _decayed(params: Transformer) -> Transformer:
     )
 
 
-def _require(name: str, value: float, good: bool, expected: str) -> None:
+def _require(name: str, value: int | float, good: bool, expected: str) -> None:
     if not (good and math.isfinite(value)):
         raise ValueError(f"{name}: must be {expected}, got {value!r}")

@@ -1,0 +1,72 @@
+"""Command lines as a person meets them: exit status 2 and one line for wrong input, and nothing written."""
+
+import subprocess
+import sys
+
+import pytest
+
+from verify.__main__ import main
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ["train", "--arch.initialization", "kaiming"],
+            "error: initialization: unknown value 'kaiming'; choose one of",
+        ),
+        (
+            ["train", "--arch.d-model", "30"],
+            "error: num_heads: d_model = 30 is not divisible by 4; choose one of 1, 2, 3",
+        ),
+        (["train", "--rates", "-0.1"], "error: learning_rate: must be a positive number, got -0.1"),
+        (["train", "--seeds", "0"], "error: seeds: must be at least 1, got 0"),
+        (["train", "--corpus", "text:/no/such/file"], "error: corpus: no file or folder '/no/such/file'"),
+        (
+            ["report", "--corpus", "books"],
+            "error: corpus: unknown value 'books'; choose one of stdlib, zipf, or text:PATH",
+        ),
+        (["report", "--arch.vocab-size", "100"], "error: vocab_size: 'stdlib' is read as bytes and needs 256 words"),
+        (["init", "--seeds", "0"], "error: seeds: must be at least 1"),
+    ],
+)
+def test_wrong_input(arguments, line, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main([*arguments, *(["--out", str(out)] if arguments[0] != "init" else [])]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(line) and printed.count("\n") == 1
+    assert not out.exists() or not list(out.iterdir())
+
+
+def test_a_short_corpus_and_an_unwritable_folder(tmp_path, capsys):
+    text = tmp_path / "short.txt"
+    text.write_text("too short")
+    assert main(["report", "--corpus", f"text:{text}", "--out", str(tmp_path / "r")]) == 2
+    assert "too few for one sequence of seq_len + 1 = 65" in capsys.readouterr().err
+    assert main(["train", "--corpus", "zipf", "--out", str(text / "folder")]) == 2
+    assert capsys.readouterr().err.startswith("error: out: cannot write to folder")
+
+
+def test_train_keeps_its_runs(tmp_path, capsys):
+    sizes = "--arch.num-layers 1 --arch.d-model 8 --arch.num-heads 2 --arch.seq-len 8 --steps 4 --rates 1e-3 1e-2"
+    arguments = ["train", *sizes.split(), "--corpus", "zipf", "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert len(files) == 2
+    assert main(arguments) == 0
+    assert files == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert "finished at step 4" in capsys.readouterr().out
+
+
+def test_init_agrees_and_disagrees_by_its_tolerance(capsys):
+    small = ["init", "--arch.num-layers", "2", "--arch.d-model", "128", "--arch.seq-len", "16"]
+    assert main(small) == 0
+    assert main([*small, "--tolerance", "1e-6"]) == 1
+    assert "ABOVE the tolerance" in capsys.readouterr().out
+
+
+def test_help_from_the_shell_shows_defaults():
+    shown = subprocess.run(
+        [sys.executable, "-m", "verify", "report", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    assert "--arch.num-layers" in shown and "(default: 24)" in " ".join(shown.split()) and "stdlib" in shown

@@ -1,0 +1,78 @@
+"""Run files: whole or not there, named after everything that decides the numbers."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import sympy as sp
+import xarray as xr
+
+from theory import Architecture, Embedding
+from theory.notation import d
+from verify.sweeps import store
+from verify.training.loop import Run
+from verify.training.optimizer import Optimizer
+
+RUN = Run(Architecture(num_layers=1, d_model=4, num_heads=1), corpus="zipf")
+DATA = xr.Dataset(
+    {"loss": ("step", np.arange(3, dtype=np.float32), {"units": "nats per token"})}, attrs={"outcome": "finished"}
+)
+
+
+def test_what_is_saved_is_loaded_and_describes_itself(tmp_path):
+    path = store.save(RUN, DATA, tmp_path)
+    loaded = store.load(path)
+    np.testing.assert_array_equal(loaded["loss"], DATA["loss"])
+    assert loaded["loss"].attrs["units"] == "nats per token"
+    assert '"num_layers": 1' in loaded.attrs["configuration"] and '"corpus_digest"' in loaded.attrs["configuration"]
+    assert loaded.attrs["jax_version"] and loaded.attrs["device"] and loaded.attrs["python"]
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_every_field_decides_the_name(tmp_path):
+    variants = [
+        RUN,
+        dataclasses.replace(RUN, seed=1),
+        dataclasses.replace(RUN, steps=301),
+        dataclasses.replace(RUN, corpus="stdlib"),
+        dataclasses.replace(RUN, optimizer=Optimizer(epsilon=1e-9)),
+        dataclasses.replace(RUN, arch=dataclasses.replace(RUN.arch, norm_epsilon=1e-6)),
+        dataclasses.replace(
+            RUN, arch=dataclasses.replace(RUN.arch, embedding=Embedding("mine", multiplier=sp.sqrt(d)))
+        ),
+        dataclasses.replace(RUN, arch=dataclasses.replace(RUN.arch, embedding=Embedding("mine", multiplier=d))),
+    ]
+    names = {store.path_of(run, tmp_path).name for run in variants}
+    assert len(names) == len(variants)
+    assert store.path_of(RUN, tmp_path) == store.path_of(dataclasses.replace(RUN), tmp_path)
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path):
+    def die(path):
+        path.write_bytes(b"half of it")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.write_atomically(tmp_path / "run.nc", die)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("old")
+    with pytest.raises(OSError):
+        store.write_atomically(path, lambda temporary: (temporary.write_text("new"), (_ for _ in ()).throw(OSError)))
+    assert path.read_text() == "old"
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    path = store.save(RUN, DATA, tmp_path)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ValueError, match=f"run file: {path} is damaged"):
+        store.load(path)
+
+
+def test_an_unwritable_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="out: cannot write to folder"):
+        store.require_writable(tmp_path / "file" / "folder")
