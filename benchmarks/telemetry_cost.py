@@ -43,9 +43,7 @@ def step_times(run: loop.Run) -> dict[bool, np.ndarray]:
 
 def main() -> None:
     print(f"{os.cpu_count()} cores, {platform.machine()}, JAX {jax.__version__} on {jax.devices()[0].device_kind}")
-    print(
-        f"{'layers':>7}{'d_model':>8}{'seq_len':>8}{'loss only':>12}{'all recorded':>14}{'cost':>8}   (ms a step, median)"
-    )
+    print(f"{'layers':>7}{'d_model':>8}{'seq_len':>8}{'loss only':>12}{'all recorded':>14}{'cost':>8}   (ms a step)")
     base = loop.Run(Architecture(), steps=10_000)
     for num_layers, d_model, seq_len in SIZES:
         arch = Architecture(num_layers=num_layers, d_model=d_model, num_heads=d_model // 32, seq_len=seq_len)

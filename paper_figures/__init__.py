@@ -1,0 +1,1 @@
+"""The papers' figures, drawn from this project's own runs."""

@@ -1,7 +1,7 @@
 """Activation functions as SymPy expressions in u; their derivatives follow by differentiation.
 
 The exact and the tanh form of GELU are two functions (Hendrycks and Gimpel, arXiv 1606.08415): their
-gradients differ by up to 3e-3, so a model and a prediction must name the same one.
+gradients differ by up to 9e-4, so a model and a prediction must name the same one.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ u = sp.Symbol("u", real=True)
 
 @dataclass(frozen=True)
 class Activation:
-    """A point-wise function F(u) of the feed-forward layer, `function` being its expression in `theory.activation.u`."""
+    """A point-wise function F(u) of the feed-forward layer; `function` is its expression in `theory.activation.u`."""
 
     name: str
     function: sp.Expr

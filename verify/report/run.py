@@ -62,8 +62,10 @@ def _run(options: ReportOptions) -> int:
             with stage(f"train {TITLES[method]} (steps)", total) as advance:
                 stages.train_method(options, method, advance)
         with stage("judge and draw", 2) as advance:
-            runs = stages.load_runs(options)
+            files = stages.run_files(options)
+            runs = {key: store.load(path) for key, path in files.items()}
             table = stages.run_table(runs, options.training_runs("vanilla")[0].optimizer.warmup_steps)
+            table["file"] = [path.name for path in files.values()]
             verdicts = stages.judge(options, analyses, by_width, table)
             advance(1)
             html = page(options, derivations, analyses, runs, table, verdicts)

@@ -92,10 +92,10 @@ def _lanes(options: ReportOptions, method: str) -> Iterator[list[Run]]:
         yield runs[start : start + len(options.rates)]
 
 
-def load_runs(options: ReportOptions) -> dict[tuple[str, float, int], xr.Dataset]:
-    """Every training run of the report by (method, rate, seed)."""
+def run_files(options: ReportOptions) -> dict[tuple[str, float, int], Path]:
+    """The file of every training run of the report by (method, rate, seed)."""
     return {
-        (method, run.optimizer.learning_rate, run.seed): store.load(store.path_of(run, options.out / "runs"))
+        (method, run.optimizer.learning_rate, run.seed): store.path_of(run, options.out / "runs")
         for method in METHODS
         for run in options.training_runs(method)
     }
