@@ -8,14 +8,13 @@ from jaxtyping import Array, Float
 from models.feed_forward import linear
 from models.parameters import Attention
 from theory import Architecture
-
-ROPE_BASE = 10_000.0
+from theory.positions import rope_angles
 
 
 def rotate(x: Float[Array, "batch seq heads d_head"]) -> Float[Array, "batch seq heads d_head"]:
     """RoPE (Su et al., arXiv 2104.09864): coordinates i and i + d_head / 2 turn by position x base^(-2i / d_head)."""
     seq_len, half = x.shape[1], x.shape[3] // 2
-    angles = np.arange(seq_len)[:, None] * ROPE_BASE ** (-np.arange(half) / half)[None, :]
+    angles = rope_angles(seq_len, x.shape[3])
     cos = jnp.asarray(np.cos(angles)[None, :, None, :], dtype=x.dtype)
     sin = jnp.asarray(np.sin(angles)[None, :, None, :], dtype=x.dtype)
     first, second = x[..., :half], x[..., half:]

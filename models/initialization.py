@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from models.parameters import Attention, Block, FeedForward, Linear, Norm, Transformer
@@ -11,7 +12,7 @@ from theory.embedding import embedding
 from theory.initialization import MATRIX_KINDS
 
 
-def init(key: PRNGKeyArray, arch: Architecture, dtype: jnp.dtype = jnp.float32) -> Transformer:
+def init(key: PRNGKeyArray, arch: Architecture, dtype: DTypeLike = jnp.float32) -> Transformer:
     """Parameters of `arch`. Each kind of matrix has a key of its own, so switching one off leaves the others' draws.
 
     Norm scales start at 1, biases at 0.

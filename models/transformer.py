@@ -18,6 +18,7 @@ from models.parameters import Block, Transformer
 from models.probes import probe
 from theory import Architecture
 from theory.embedding import embedding as embedding_method
+from theory.positions import sinusoids
 
 
 @jax.tree_util.register_dataclass
@@ -51,12 +52,6 @@ def embed(params: Transformer, tokens: Int[Array, "batch seq"], arch: Architectu
     elif arch.positions == "sinusoidal":
         x = x + jnp.asarray(sinusoids(tokens.shape[1], arch.d_model)[None], x.dtype)
     return x
-
-
-def sinusoids(seq_len: int, d_model: int) -> np.ndarray:
-    """Sinusoidal positions float64[seq_len, d_model], sines then cosines (Vaswani et al., arXiv 1706.03762, 3.5)."""
-    angles = np.arange(seq_len)[:, None] * 10_000.0 ** (-np.arange(0, d_model, 2) / d_model)[None, :]
-    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
 
 def attention_sublayer(block: Block, x: Float[Array, "batch seq d"], arch: Architecture) -> Float[Array, "batch seq d"]:
@@ -125,7 +120,7 @@ def loss(
     tokens: each sequence with the token that follows its last predicted position, so `seq_len + 1` of them.
     """
     logits, observations = apply(params, tokens[:, :-1], arch, readings)
-    log_probability = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), axis=-1)
+    log_probability = jax.nn.log_softmax(logits.astype(np.promote_types(logits.dtype, np.float32)), axis=-1)
     chosen = jnp.take_along_axis(log_probability, tokens[:, 1:, None], axis=-1)
     return -jnp.mean(chosen), observations
 

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-ROPE_BASE = 10_000.0
+BASE = 10_000.0
 
 
 def sinusoids(seq_len: int, d_model: int) -> np.ndarray:
     """Sinusoidal positions float64[seq_len, d_model], sines then cosines (Vaswani et al., arXiv 1706.03762, 3.5)."""
-    angles = np.arange(seq_len)[:, None] * 10_000.0 ** (-np.arange(0, d_model, 2) / d_model)[None, :]
+    angles = np.arange(seq_len)[:, None] * BASE ** (-np.arange(0, d_model, 2) / d_model)[None, :]
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
 
@@ -16,4 +16,4 @@ def rope_angles(seq_len: int, d_head: int) -> np.ndarray:
 
     Coordinates i and i + d_head / 2 turn by position x base^(-2i / d_head).
     """
-    return np.arange(seq_len)[:, None] * ROPE_BASE ** (-np.arange(d_head // 2) * 2 / d_head)[None, :]
+    return np.arange(seq_len)[:, None] * BASE ** (-np.arange(d_head // 2) * 2 / d_head)[None, :]

@@ -5,7 +5,8 @@ import math
 
 import numpy as np
 
-from theory import Architecture
+from theory import Activation, Architecture
+from theory.activation import u as variable
 
 
 def logits(params, tokens, arch: Architecture, multiplier: float, layer_norm: bool) -> np.ndarray:
@@ -86,6 +87,8 @@ def _linear(linear, x, layer):
 
 
 def _activation(name, u):
+    if isinstance(name, Activation):
+        return float(name.function.subs(variable, float(u)))
     if name == "identity":
         return u
     if name == "relu":

@@ -28,7 +28,7 @@ STYLE = """
 body { margin: 0 auto; max-width: 60rem; padding: 1rem; color: var(--ink); background: var(--paper);
   font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; border-top: 1px solid var(--line);
-  padding-top: 1rem; } h3, .derivation h2 { font-size: 1.05rem; border: 0; margin: 1rem 0 0; padding: 0; }
+  padding-top: 1rem; } h3 { font-size: 1.05rem; margin: 1rem 0 0; } .derivation h2 { display: none; }
 nav a { margin-right: 1rem; } a { color: inherit; }
 figure { margin: 1rem 0; } figure svg { width: 100%; height: auto; color: var(--ink); }
 figcaption, small, .soft { color: var(--soft); font-size: .875rem; }
@@ -36,13 +36,14 @@ figcaption, small, .soft { color: var(--soft); font-size: .875rem; }
 th, td { text-align: left; vertical-align: top; padding: .3rem .6rem; border-bottom: 1px solid var(--line); }
 td:first-child { white-space: nowrap; }
 .box { background: var(--box); border-radius: .5rem; padding: .5rem 1rem; margin: 1rem 0; }
-.supported, .proven { color: var(--good); } .refuted { color: var(--bad); }
+.supported, .proven .how { color: var(--good); } .refuted { color: var(--bad); }
 .outcome { font-weight: 600; white-space: nowrap; }
 details { margin: .5rem 0; } summary { cursor: pointer; font-weight: 600; }
 .derivation ol { padding-left: 2rem; } .derivation li { margin: .6rem 0; } .derivation li p { margin: 0; }
 .derivation math { overflow-x: auto; overflow-y: hidden; max-width: 100%; display: block; text-align: left; }
 .derivation li.proven::marker { color: var(--good); } small.how { display: block; }
-@media (max-width: 40rem) { figure { overflow-x: auto; } figure svg { min-width: 34rem; } }
+@media (max-width: 40rem) { figure { overflow-x: auto; } figure svg { min-width: 34rem; }
+  .scroll table { min-width: 44rem; } }
 """
 
 
