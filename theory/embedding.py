@@ -16,7 +16,8 @@ from theory.schemes import expression, lookup
 class Embedding:
     """One embedding method; positions, where there are any, are added after it.
 
-    multiplier: factor on the table's row, an expression in d and V. layer_norm: a LayerNorm on the product.
+    multiplier: factor on the table's row, an expression in d and V. layer_norm: a norm on the product,
+    of the architecture's own kind.
     gradient_share: share a of the gradient that reaches the table, a e + (1 - a) stop_gradient(e).
     table_std: the table's initial standard deviation; None leaves it to the initialisation.
     """

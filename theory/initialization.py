@@ -61,7 +61,9 @@ class Initialization:
         return Initialization, (self.name, self.default, dict(self.std), self.source)
 
     def rule(self, kind: str) -> sp.Expr:
-        """The standard deviation of that kind of matrix, as an expression."""
+        """The standard deviation of that kind of matrix, as an expression. Raises ValueError for an unknown kind."""
+        if kind not in MATRIX_KINDS:
+            raise ValueError(f"kind: unknown matrix kind {kind!r}; choose one of {', '.join(MATRIX_KINDS)}")
         return self.std.get(kind, self.default)
 
 

@@ -5,6 +5,7 @@ are, its later values are NaN, and its neighbours never notice.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -72,7 +73,7 @@ def train(run: Run) -> xr.Dataset:
 def train_lanes(runs: Sequence[Run], advanced: Callable[[int], None] | None = None) -> list[xr.Dataset]:
     """Train runs that differ in rate and seed only, one dataset each: every name of `telemetry.VARIABLES` by step.
 
-    Attributes: outcome ("finished", "non_finite_loss" or "non_finite_gradient"), outcome_step, held_out_loss.
+    Attributes: outcome and outcome_step (`outcome_of`), held_out_loss in nats per token.
     advanced: called with the number of steps done, all lanes counted. Raises ValueError where the runs' shapes differ.
     """
     program = runs[0].program()
@@ -88,8 +89,8 @@ def train_lanes(runs: Sequence[Run], advanced: Callable[[int], None] | None = No
         states, telemetry = advance(states, rates, tokens, program)
         recorded.append(jax.device_get(telemetry))
         if advanced is not None:
-            advanced(len(steps) * len(runs))
-    telemetry = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *recorded)
+            advanced(min(len(steps), program.steps - steps.start) * len(runs))
+    telemetry = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1)[:, : program.steps], *recorded)
     held_out = np.stack([_held_out(corpus, run) for run in runs])
     losses = np.asarray(_evaluate(states.params, held_out, program.arch))
     names = tables(jax.eval_shape(lambda: models.init(jax.random.key(0), program.arch)))
@@ -107,7 +108,10 @@ def advance(
     program: Run,
     observed: bool = True,
 ) -> tuple[State, Telemetry]:
-    """Take `steps` steps in every lane. observed=False records the loss alone, to time what the telemetry costs."""
+    """Take `steps` steps in every lane, none beyond the program's last one.
+
+    observed=False records the loss alone, to time what the telemetry costs.
+    """
     return jax.vmap(lambda state, rate, lane: _scan(state, rate, lane, program, observed))(states, rates, tokens)
 
 
@@ -143,7 +147,8 @@ def _scan(
         telemetry = jax.tree.map(lambda x: jnp.where(state.stopped, jnp.nan, x), telemetry)
         moved = jax.tree.map(jnp.add, state.params, updates)
         new = State(moved, optimizer, state.step, stopped)
-        kept = jax.tree.map(lambda old, new: jnp.where(stopped, old, new), state, new)
+        frozen = stopped | (state.step >= program.steps)
+        kept = jax.tree.map(lambda old, new: jnp.where(frozen, old, new), state, new)
         return dataclasses.replace(kept, step=state.step + 1, stopped=stopped), telemetry
 
     return jax.lax.scan(step, state, tokens)
@@ -167,9 +172,10 @@ def _evaluate(
 
 
 def _chunks(steps: int) -> Iterator[range]:
-    """Ranges of at most 25 steps; a last, shorter one compiles a second time."""
-    for start in range(0, steps, _CHUNK):
-        yield range(start, min(start + _CHUNK, steps))
+    """Ranges of one length, at most 25, that cover the steps: one shape, so one compilation; the last may reach beyond."""
+    length = math.ceil(steps / math.ceil(steps / _CHUNK))
+    for start in range(0, steps, length):
+        yield range(start, start + length)
 
 
 def _tokens(corpus: Corpus, run: Run, steps: range) -> np.ndarray:
@@ -187,18 +193,30 @@ def _dataset(telemetry: dict[str, np.ndarray], held_out_loss: float, table_names
         name: (("step", *dimensions), telemetry[name].astype(np.float32), {"units": unit, "long_name": meaning})
         for name, (dimensions, unit, meaning) in VARIABLES.items()
     }
-    outcome, step = _outcome(telemetry["loss"], telemetry["gradient_norm"])
+    outcome, step = outcome_of(telemetry["loss"], telemetry["gradient_norm"])
     return xr.Dataset(
         variables,
-        coords={"matrix": list(BLOCK_MATRICES), "table": list(table_names)},
+        coords={
+            "step": ("step", np.arange(len(telemetry["loss"])), {"long_name": "optimizer step, counted from 0"}),
+            "matrix": ("matrix", list(BLOCK_MATRICES), {"long_name": "kind of weight matrix in a block"}),
+            "table": ("table", list(table_names), {"long_name": "matrix outside the blocks"}),
+        },
         attrs={"outcome": outcome, "outcome_step": step, "held_out_loss": held_out_loss},
     )
 
 
-def _outcome(loss: np.ndarray, gradient_norm: np.ndarray) -> tuple[str, int]:
-    """What ended the run and at which step; a finished run's step is their number."""
+def outcome_of(loss: np.ndarray, gradient_norm: np.ndarray) -> tuple[str, int]:
+    """How a run came out, and at which step; both series by step.
+
+    "non_finite_loss" and "non_finite_gradient": the first step with one. "loss_above_initial": the whole last tenth of
+    the run, at least 10 steps, lies above the first step's loss; the step from which on it does. "finished", with the
+    number of steps: none of these.
+    """
     for kind, series in (("non_finite_loss", loss), ("non_finite_gradient", gradient_norm)):
         bad = np.flatnonzero(~np.isfinite(series))
         if bad.size and (kind == "non_finite_loss") == (not np.isfinite(loss[bad[0]])):
             return kind, int(bad[0])
+    above_since = int(np.flatnonzero(loss <= loss[0])[-1]) + 1
+    if len(loss) - above_since >= max(len(loss) // 10, 10):
+        return "loss_above_initial", above_since
     return "finished", len(loss)

@@ -22,6 +22,7 @@ VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "shortcut_std": (("place",), "1", "standard deviation of the residual stream"),
     "largest_attention_logit": (("layer",), "1", "largest attention logit before the softmax"),
     "output_norm": (("matrix", "layer"), "1", "root mean square of a linear layer's output"),
+    "logit_rms": ((), "1", "root mean square of the head's output"),
     "matrix_gradient_norm": (("matrix", "layer"), "nats per token", "Frobenius norm of dL/dW before clipping"),
     "update_rms": (("matrix", "layer"), "1", "root mean square of the step's change of W"),
     "parameter_rms": (("matrix", "layer"), "1", "root mean square of W before the step"),
@@ -46,6 +47,7 @@ def record(
         "place_gradient_norm": jnp.sqrt(squared_place_gradients),
         "shortcut_std": seen.shortcut_std,
         "largest_attention_logit": seen.largest_attention_logit,
+        "logit_rms": seen.output_norm["head"][0],
         "output_norm": jnp.stack([seen.output_norm[kind] for kind in BLOCK_MATRICES]),
     }
     sizes = _sizes(params)
