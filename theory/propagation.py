@@ -82,7 +82,8 @@ def predict(arch: Architecture, batch_size: int = 8, tokens: np.ndarray | None =
 class _Kernel:
     """A kernel over tokens: `within` each of R sequences [R, T, T], and `across` every two of them [R, R, T, T].
 
-    Without tokens R is 1 and `across` stands for any two sequences of the batch.
+    Without tokens R is 1 and `across` stands for any two sequences of the batch; a gradient's `within` then has one
+    entry for each path of the tokens' lengths.
     """
 
     within: np.ndarray
@@ -117,7 +118,6 @@ class _Batch:
     size: int
     same_input: _Kernel
     same_target: _Kernel
-    within_weight: float
     across_weight: np.ndarray
     repeats: float  # probability that two inputs agree where the tokens are random, else 0
 
@@ -130,7 +130,7 @@ class _Batch:
             within = np.where(np.eye(seq_len, dtype=bool), 1.0, chance)[None]
             same = _Kernel(within, np.full((1, 1, seq_len, seq_len), chance))
             pairs = np.array([[batch_size * (batch_size - 1.0)]])
-            return _Batch(batch_size, same, same, batch_size, pairs, chance)
+            return _Batch(batch_size, same, same, pairs, chance)
         tokens = np.asarray(tokens)
         if tokens.ndim != 2 or tokens.shape[1] != arch.seq_len + 1 or not len(tokens):
             raise ValueError(f"tokens: expected shape (batch, {arch.seq_len + 1}), got {tokens.shape}")
@@ -139,16 +139,22 @@ class _Batch:
         inputs, targets = (
             _Kernel.outer(part, np.equal).map(lambda k: k.astype(float)) for part in (tokens[:, :-1], tokens[:, 1:])
         )
-        return _Batch(len(tokens), inputs, targets, 1.0, 1.0 - np.eye(len(tokens)), 0.0)
+        return _Batch(len(tokens), inputs, targets, 1.0 - np.eye(len(tokens)), 0.0)
 
     def total(self, kernel: _Kernel) -> float:
-        """Sum over all pairs of the batch's tokens."""
+        """Sum over all pairs of the batch's tokens, the mean over paths where the kernel has them."""
         across = np.einsum("rs,rsab->", self.across_weight, kernel.across)
-        return float(self.within_weight * kernel.within.sum() + across)
+        return float(self.size * kernel.within.mean(axis=0).sum() + across)
 
     def trace(self, kernel: _Kernel) -> float:
         """Sum over the batch's tokens of a kernel's diagonal."""
-        return float(self.within_weight * kernel.diagonal().sum())
+        return float(self.size * kernel.diagonal().mean(axis=0).sum())
+
+    def paths(self, arch: Architecture) -> int:
+        """How many paths of the tokens' lengths are followed: enough for their mean, one for each given sequence."""
+        if not self.repeats:
+            return len(self.same_input.within)
+        return int(np.clip(2048 // arch.d_model, 1, max(1, min(16, 1024 // arch.seq_len))))
 
 
 @dataclass(frozen=True)
@@ -156,7 +162,8 @@ class _Stream:
     """The residual stream at one place.
 
     kernel: K. repeated: what K has more where two tokens of a sequence agree than where they do not, float64[R, T, T],
-    for random tokens. length: Gaussian score of each token's own |x|^2 among chi-square with d_model degrees, [R, T].
+    for random tokens. length: Gaussian score of each token's own |x|^2 among chi-square with d_model degrees, along
+    each of the paths that are followed, [paths, T]; the gradient compounds along a path, so its mean takes several.
     spread: d_model times the variance of the correlations over initialisations, float64[R, T, T]: that of a Wishart
     matrix at first, more with depth, as each layer hands on what the last one's weights happened to do. offset: mean
     over the coordinates that every network has, [R, T]; sinusoidal positions have one, and LayerNorm takes it out.
@@ -171,7 +178,7 @@ class _Stream:
     def add(self, increment: "_Increment", rng: np.random.Generator) -> "_Stream":
         kernel = self.kernel + increment.kernel
         share = self.kernel.diagonal() / kernel.diagonal()
-        fresh = np.sqrt(np.maximum(1 - share**2, 0)) * _scores(rng, *share.shape)
+        fresh = np.sqrt(np.maximum(1 - share**2, 0)) * _scores(rng, *self.length.shape)
         size, correlation = _outer_root(kernel), _correlation(kernel)
         kept = (_outer_root(self.kernel) + increment.sensitivity) / size
         own = increment.noise(correlation) - _wishart_noise(self.kernel, correlation)
@@ -214,7 +221,11 @@ class _Stream:
         lost = _Kernel.outer(retained, np.add)
         both = _Kernel.outer(retained) * self.correlation(arch) * self.correlation(arch)
         shared = lost.map(lambda lost, both: 1 - _mean_share(arch) - (lost - both) / d, both)
-        return shared * _Kernel.outer(1 / np.sqrt(square))
+        inverse = 1 / np.sqrt(square)
+        lengths = _Kernel.outer(inverse)
+        if len(inverse) > len(retained):
+            lengths = _Kernel(lengths.within, _Kernel.outer(inverse.mean(axis=0, keepdims=True)).across)
+        return shared * lengths
 
     def observed_std(self, arch: Architecture, batch: _Batch) -> float:
         """Standard deviation about the mean over the whole batch, which is what one measures."""
@@ -256,12 +267,13 @@ def _mean_share(arch: Architecture) -> float:
     return 1 / arch.d_model if arch.norm == "layer_norm" else 0.0
 
 
-def _scores(rng: np.random.Generator, sequences: int, seq_len: int) -> np.ndarray:
-    """Standard Gaussian scores float64[sequences, seq_len], stratified over the tokens of each sequence."""
-    strata = special.ndtri((np.arange(seq_len) + 0.5) / seq_len)
-    if seq_len > 1:
+def _scores(rng: np.random.Generator, paths: int, seq_len: int) -> np.ndarray:
+    """Standard Gaussian scores float64[paths, seq_len], stratified over a token's paths, or a lone path's tokens."""
+    count, axis = (paths, 0) if paths > 1 else (seq_len, 1)
+    strata = special.ndtri((np.arange(count) + 0.5) / count)
+    if count > 1:
         strata /= np.sqrt(np.mean(strata**2))
-    return rng.permuted(np.tile(strata, (sequences, 1)), axis=1)
+    return rng.permuted(np.broadcast_to(np.expand_dims(strata, 1 - axis), (paths, seq_len)), axis=axis)
 
 
 def _embed(arch: Architecture, batch: _Batch, rng: np.random.Generator) -> _Stream:
@@ -283,7 +295,13 @@ def _embed(arch: Architecture, batch: _Batch, rng: np.random.Generator) -> _Stre
         offset = offset + places.mean(axis=1)
     free = np.sqrt(np.maximum(1 - (of_fixed_length / kernel.diagonal()) ** 2, 0))
     repeated = np.full(shape, size if batch.repeats else 0.0)
-    return _Stream(kernel, repeated, free * _scores(rng, *shape[:2]), (1 - _correlation(kernel) ** 2) ** 2, offset)
+    return _Stream(
+        kernel,
+        repeated,
+        free * _scores(rng, batch.paths(arch), arch.seq_len),
+        (1 - _correlation(kernel) ** 2) ** 2,
+        offset,
+    )
 
 
 @dataclass(frozen=True)
@@ -352,17 +370,20 @@ class _Attention:
         d, z = arch.d_model, stream.normalized(arch)
         query, key = (d * arch.std(f"attention.{name}")[layer] ** 2 for name in ("query", "key"))
         degrees = stream.degrees(arch)
-        pairs = _pairs(degrees, query * key, len(z.within) * arch.seq_len)
-        drawn = np.broadcast_to(z.within, (pairs, *z.within.shape))
+        paths = len(stream.length)
+        pairs = _pairs(degrees, query * key, arch.seq_len, paths)
+        drawn = np.broadcast_to(z.within, (pairs, paths, *z.within.shape[1:]))
         if batch.repeats:
-            tokens = rng.integers(arch.vocab_size, size=(pairs, *z.within.shape[:2]))
+            tokens = rng.integers(arch.vocab_size, size=(pairs, paths, arch.seq_len))
             same = tokens[..., :, None] == tokens[..., None, :]
             deviation = np.where(np.eye(arch.seq_len, dtype=bool), 0.0, same - batch.repeats)
             diagonal = np.sqrt(stream.retained(arch) / stream.seen(arch).diagonal())
             drawn = drawn + deviation * stream.repeated * diagonal[:, :, None] * diagonal[:, None, :]
         draws = draw_attention(rng, drawn, degrees, arch.d_head, query, key, arch.positions == "rope")
-        mean = draws.mean()
-        mixed = _Kernel(draws.forward(z.within), _sandwich(mean, z.across))
+        mean, forward = draws.mean(), draws.forward(z.within)
+        if batch.repeats:
+            mean, forward = (x.mean(axis=0, keepdims=True) for x in (mean, forward))
+        mixed = _Kernel(forward, _sandwich(mean, z.across))
         gain = d * arch.std("attention.value")[layer] ** 2 * d * arch.std("attention.output")[layer] ** 2
         own = np.einsum("rtt->rt", mean) * np.sqrt(stream.retained(arch) / stream.seen(arch).diagonal())
         repeated = gain * own[:, :, None] * own[:, None, :] * stream.repeated
@@ -410,9 +431,10 @@ class _Attention:
         return _Kernel(at_values[0], across_values) * (d * value) + through_scores, squares
 
 
-def _pairs(degrees: float, logit_variance: float, tokens: int) -> int:
-    """Pairs of attention draws of a layer: as many as its logits and its few degrees of freedom make it vary."""
-    return int(np.clip(np.ceil((64 / tokens) ** 1.5 * max(4096 / degrees, 16 * logit_variance)), 2, 32))
+def _pairs(degrees: float, logit_variance: float, seq_len: int, paths: int) -> int:
+    """Pairs of attention draws a path: as many in all as a layer's logits and few degrees of freedom make it vary."""
+    wanted = np.clip((64 / seq_len) ** 1.5 * max(4096 / degrees, 16 * logit_variance), 2, 32)
+    return int(np.ceil(wanted / paths))
 
 
 def _sandwich(mean: np.ndarray, across: np.ndarray) -> np.ndarray:

@@ -37,10 +37,14 @@ class AttentionDraws:
         return drawn + uniform @ (expected - self.kernel.mean(axis=0, dtype=np.float64)) @ uniform.T
 
     def forward_variance(self, about: np.ndarray) -> np.ndarray:
-        """Variance from head to head of M_tt' - about (M_tt + M_t't') / 2, M = A C A^T, float64[R, T, T]."""
+        """Variance from head to head of M_tt' - about (M_tt + M_t't') / 2, M = A C A^T.
+
+        about: float64[R, T, T], which is the shape of the result; [1, T, T] pools the draws of all sequences.
+        """
         mixed = self.mixed @ _t(self.matrix)
         own = np.einsum("...tt->...t", mixed)
-        return (mixed - about * (own[..., :, None] + own[..., None, :]) / 2).var(axis=0, dtype=np.float64)
+        moved = mixed - about * (own[..., :, None] + own[..., None, :]) / 2
+        return moved.reshape(-1, *about.shape).var(axis=0, dtype=np.float64)
 
     def mean(self) -> np.ndarray:
         """E[A] float64[R, T, T]."""
