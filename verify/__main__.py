@@ -7,13 +7,39 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from theory.architecture import Architecture
 from theory.command_line import ArchitectureFlags, architecture, run
 from verify.training.optimizer import Optimizer
+
+if TYPE_CHECKING:
+    from verify.training.loop import Run
+
+
+_OPTIMIZER_HELP = {
+    "learning_rate": "peak, where there are no --rates",
+    "warmup_steps": "steps of linear warm-up from 0",
+    "final_share": "share of the peak rate at the last step, by a cosine (1: constant)",
+    "beta1": "decay of the mean gradient",
+    "beta2": "decay of the mean squared gradient",
+    "epsilon": "added to the root of the mean squared gradient",
+    "weight_decay": "times the rate; on matrices and tables, not on norms and biases",
+    "clip": "largest global gradient norm (0: no clipping)",
+}
+
+# Optimizer's fields without its checks: tyro would print what those raise as a box of its own.
+OptimizerFlags: Any = dataclasses.make_dataclass(
+    "OptimizerFlags",
+    [
+        (field.name, Annotated[field.type, tyro.conf.arg(help=_OPTIMIZER_HELP[field.name])], field)
+        for field in dataclasses.fields(Optimizer)
+    ],
+    frozen=True,
+    namespace={"__module__": __name__},
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +62,10 @@ class Train:
 
     arch: ArchitectureFlags = dataclasses.field(default_factory=lambda: ArchitectureFlags(num_layers=4, d_model=64))
     """the model"""
-    optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
-    """AdamW; --rates takes the place of its learning rate"""
-    rates: tuple[float, ...] = (3e-3,)
-    """peak learning rates"""
+    optimizer: OptimizerFlags = dataclasses.field(default_factory=OptimizerFlags)
+    """AdamW"""
+    rates: tuple[float, ...] = ()
+    """peak learning rates, one run each; none: the optimizer's learning rate alone"""
     seeds: int = 1
     """seeds of weights and data order, from 0"""
     corpus: str = "stdlib"
@@ -48,6 +74,8 @@ class Train:
     """sequences a step"""
     steps: int = 300
     """optimizer steps"""
+    lanes: int = 4
+    """runs that advance together in one compiled program; an interruption costs at most that many"""
     out: Path = Path("runs")
     """folder of the runs' files"""
 
@@ -99,6 +127,8 @@ def _init(options: Init) -> int:
     from verify.measurement import compare, measure
 
     arch = architecture(options.arch)
+    if not options.tolerance > 0:
+        raise ValueError(f"tolerance: must be a positive number, got {options.tolerance}")
     table = compare(
         predict(arch, batch_size=options.batch_size),
         measure(arch, batch_size=options.batch_size, seeds=options.seeds),
@@ -115,32 +145,46 @@ def _init(options: Init) -> int:
 
 def _train(options: Train) -> int:
     from verify.sweeps import store
-    from verify.training.loop import Run, train_lanes
+    from verify.sweeps.lanes import train_missing
+    from verify.training.corpus import load_corpus
     from verify.training.progress import progress
 
-    arch = architecture(options.arch)
-    runs = [
-        Run(arch, dataclasses.replace(options.optimizer, learning_rate=rate), options.corpus, options.batch_size,
-            options.steps, seed)
-        for seed in range(options.seeds)
-        for rate in options.rates
-    ]  # fmt: skip
-    if not runs:
-        raise ValueError(f"seeds: must be at least 1, got {options.seeds}")
+    runs = _runs(options)
+    corpus = load_corpus(options.corpus, runs[0].arch.vocab_size)
+    for split in ("train", "held_out"):
+        corpus.batch(runs[0].arch.seq_len, 1, seed=0, step=0, split=split)
     store.require_writable(options.out)
-    missing = [run for run in runs if not store.path_of(run, options.out).exists()]
-    if missing:
-        with progress() as stage, stage("train (steps)", options.steps * len(missing)) as advance:
-            for run, dataset in zip(missing, train_lanes(missing, advance), strict=True):
-                store.save(run, dataset, options.out)
-    for run in runs:
-        path = store.path_of(run, options.out)
+    try:
+        with progress() as stage, stage("train (steps)", options.steps * len(runs)) as advance:
+            paths = train_missing(runs, options.out, options.lanes, advance)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; finished runs stay in {options.out}/ and the same command goes on", file=sys.stderr)
+        return 130
+    for trained, path in zip(runs, paths, strict=True):
         ended = store.load(path).attrs
         print(
-            f"rate {run.optimizer.learning_rate:<8g} seed {run.seed:<3d} {ended['outcome']} at step "
+            f"rate {trained.optimizer.learning_rate:<8g} seed {trained.seed:<3d} {ended['outcome']} at step "
             f"{ended['outcome_step']}, held-out loss {ended['held_out_loss']:.4f} nats per token: {path}"
         )
     return 0
+
+
+def _runs(options: Train) -> "list[Run]":
+    from verify.training.loop import Run
+
+    rates = options.rates or (options.optimizer.learning_rate,)
+    if len(set(rates)) < len(rates):
+        raise ValueError(f"rates: must be different from one another, got {rates}")
+    for name in ("seeds", "lanes"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name}: must be at least 1, got {getattr(options, name)}")
+    arch, optimizer = architecture(options.arch), Optimizer(**dataclasses.asdict(options.optimizer))
+    return [
+        Run(arch, dataclasses.replace(optimizer, learning_rate=rate), options.corpus, options.batch_size,
+            options.steps, seed)
+        for seed in range(options.seeds)
+        for rate in rates
+    ]  # fmt: skip
 
 
 def _report(options: Report) -> int:

@@ -41,6 +41,14 @@ def test_folder_is_read_in_order_of_name(tmp_path):
     assert bytes(load_corpus(f"text:{tmp_path}", 256).tokens.tobytes()) == b"first\nsecond"
 
 
+def test_hidden_and_binary_files_of_a_folder_are_left_out(tmp_path):
+    (tmp_path / "a").write_bytes(b"text")
+    (tmp_path / "b.png").write_bytes(b"\x89PNG\0\0")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "config").write_bytes(b"hidden")
+    assert bytes(load_corpus(f"text:{tmp_path}", 256).tokens.tobytes()) == b"text"
+
+
 def test_zipf_has_its_law_and_is_reproducible():
     tokens = load_corpus("zipf", 10).tokens
     np.testing.assert_array_equal(tokens, load_corpus("zipf", 10).tokens)

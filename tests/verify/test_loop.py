@@ -9,9 +9,10 @@ import pytest
 
 import models
 from theory import Architecture
-from verify.measurement.measure import matrix_norms
+from theory.architecture import BLOCK_MATRICES
+from verify.measurement.measure import _draw, matrix_norms
 from verify.training.corpus import load_corpus
-from verify.training.loop import Run, train, train_lanes
+from verify.training.loop import Run, _chunks, _start, _tokens, advance, outcome_of, train, train_lanes
 from verify.training.optimizer import Optimizer
 
 ARCH = Architecture(num_layers=2, d_model=16, num_heads=2, vocab_size=32, seq_len=8)
@@ -22,7 +23,7 @@ RUN = Run(ARCH, OPTIMIZER, corpus="zipf", batch_size=4, steps=30)
 @pytest.fixture(scope="module")
 def trained():
     """Three lanes: two rates and one that explodes."""
-    rates = (1e-2, 3e-2, 1e30)
+    rates = (1e-2, 3e-2, 1e12)
     runs = [dataclasses.replace(RUN, optimizer=dataclasses.replace(OPTIMIZER, learning_rate=rate)) for rate in rates]
     return train_lanes(runs)
 
@@ -74,6 +75,63 @@ def test_first_step_by_hand(trained):
     np.testing.assert_allclose(
         run["table_gradient_norm"].sel(table="head"), matrix_norms(gradient)["head"][0], rtol=1e-4
     )
+
+
+def test_every_place_and_layer_is_what_autodiff_and_the_forward_pass_say(trained):
+    """The first step's telemetry against `measure`'s own program on the same weights and tokens."""
+    batch = jnp.asarray(load_corpus("zipf", 32).batch(8, 4, seed=0, step=0))
+    measured = _draw(jax.random.key(0), batch, ARCH)
+    _, seen = models.loss(models.init(jax.random.key(0), ARCH), batch, ARCH)
+    run = trained[0].isel(step=0)
+    np.testing.assert_allclose(run["place_gradient_norm"], measured["gradient_norm"], rtol=1e-4)
+    np.testing.assert_allclose(run["largest_attention_logit"], seen.largest_attention_logit, rtol=1e-4)
+    np.testing.assert_allclose(run["logit_rms"], seen.output_norm["head"][0], rtol=1e-5)
+    for kind in BLOCK_MATRICES:
+        np.testing.assert_allclose(run["output_norm"].sel(matrix=kind), seen.output_norm[kind], rtol=1e-4)
+        np.testing.assert_allclose(
+            run["matrix_gradient_norm"].sel(matrix=kind), measured["parameter_gradient_norm"][kind], rtol=1e-4
+        )
+
+
+def test_a_chunk_that_reaches_beyond_the_last_step_changes_nothing():
+    """A program of 3 steps, given tokens for 5: whatever the last two are, the weights are those after the third."""
+    program = dataclasses.replace(RUN, steps=3).program()
+    corpus = load_corpus("zipf", 32)
+    first = np.stack([_tokens(corpus, RUN, range(5))])
+    other = first.copy()
+    other[:, 3:] = 0
+    rates, keys = jnp.asarray([1e-2], jnp.float32), jnp.stack([jax.random.key(0)])
+    ends = [advance(_start(keys, program), rates, tokens, program, observed=False)[0] for tokens in (first, other)]
+    jax.tree.map(np.testing.assert_array_equal, ends[0].params, ends[1].params)
+    other[:, 2] = 0
+    changed = advance(_start(keys, program), rates, other, program, observed=False)[0]
+    assert np.any(changed.params.embedding != ends[0].params.embedding)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 25, 26, 30, 51, 200, 251, 997])
+def test_chunks_are_of_one_length_and_cover_the_steps(steps):
+    chunks = list(_chunks(steps))
+    assert len({len(chunk) for chunk in chunks}) == 1 and len(chunks[0]) <= 25
+    covered = [step for chunk in chunks for step in chunk]
+    assert covered[:steps] == list(range(steps)) and len(covered) - steps < len(chunks)
+
+
+@pytest.mark.parametrize(
+    ("loss", "gradient", "expected"),
+    [
+        ([5, 4, 3], [1, 1, 1], ("finished", 3)),
+        ([5, np.nan, np.nan], [1, np.nan, np.nan], ("non_finite_loss", 1)),
+        ([5, np.inf, np.nan], [1, 1, np.nan], ("non_finite_loss", 1)),
+        ([5, 4, np.nan], [1, np.inf, np.nan], ("non_finite_gradient", 1)),
+        ([5, 4, *[6] * 10], np.ones(12), ("loss_above_initial", 2)),
+        ([5, 4, *[6] * 9], np.ones(11), ("finished", 11)),  # nine steps may be noise
+        ([5, 4, *[6] * 150, 5], np.ones(153), ("finished", 153)),  # it came back
+        ([5, *[6] * 10, *[4] * 89, *[6] * 20], np.ones(120), ("loss_above_initial", 100)),
+        ([5], [1], ("finished", 1)),
+    ],
+)
+def test_outcomes(loss, gradient, expected):
+    assert outcome_of(np.array(loss, float), np.array(gradient, float)) == expected
 
 
 def test_norms_and_biases_do_not_decay():

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from verify.__main__ import main
+from verify.sweeps import lanes
 
 
 @pytest.mark.parametrize(
@@ -22,6 +23,10 @@ from verify.__main__ import main
         ),
         (["train", "--rates", "-0.1"], "error: learning_rate: must be a positive number, got -0.1"),
         (["train", "--seeds", "0"], "error: seeds: must be at least 1, got 0"),
+        (["train", "--lanes", "0"], "error: lanes: must be at least 1, got 0"),
+        (["train", "--rates", "0.1", "0.1"], "error: rates: must be different from one another, got (0.1, 0.1)"),
+        (["train", "--optimizer.learning-rate", "-1"], "error: learning_rate: must be a positive number, got -1.0"),
+        (["init", "--tolerance", "-1"], "error: tolerance: must be a positive number, got -1.0"),
         (["train", "--corpus", "text:/no/such/file"], "error: corpus: no file or folder '/no/such/file'"),
         (
             ["report", "--corpus", "books"],
@@ -64,6 +69,23 @@ def test_init_agrees_and_disagrees_by_its_tolerance(capsys):
     assert main(small) == 0
     assert main([*small, "--tolerance", "1e-6"]) == 1
     assert "ABOVE the tolerance" in capsys.readouterr().out
+
+
+def test_train_interrupted_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lanes, "train_lanes", interrupt)
+    assert main(["train", "--corpus", "zipf", "--out", str(tmp_path)]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_a_corpus_too_short_leaves_no_folder(tmp_path, capsys):
+    text = tmp_path / "short.txt"
+    text.write_text("too short")
+    assert main(["train", "--corpus", f"text:{text}", "--out", str(tmp_path / "runs")]) == 2
+    assert capsys.readouterr().err.startswith("error: corpus:")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_help_from_the_shell_shows_defaults():

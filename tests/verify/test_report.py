@@ -13,7 +13,7 @@ from verify import report
 from verify.claims import CLAIMS
 from verify.report import stages
 from verify.report.options import METHODS
-from verify.sweeps import store
+from verify.sweeps import lanes, store
 
 
 def tiny(folder, **changes):
@@ -85,7 +85,7 @@ def test_going_on_computes_only_what_is_missing(finished, monkeypatch):
     lost = options.training_runs("scaled")[1]
     store.path_of(lost, finished / "runs").unlink()
     trained = []
-    monkeypatch.setattr(stages, "train_lanes", lambda runs, advance: trained.extend(runs) or real(runs, advance))
+    monkeypatch.setattr(lanes, "train_lanes", lambda runs, advance: trained.extend(runs) or real(runs, advance))
     monkeypatch.setattr(stages, "measure", lambda *_, **__: pytest.fail("measured again"))
     before = (finished / "index.html").read_text(encoding="utf-8")
     assert report.run(options) == 0
@@ -93,7 +93,7 @@ def test_going_on_computes_only_what_is_missing(finished, monkeypatch):
     assert len((finished / "index.html").read_text(encoding="utf-8")) == pytest.approx(len(before), rel=0.01)
 
 
-real = stages.train_lanes
+real = lanes.train_lanes
 
 
 def test_interrupted_between_stages_it_says_how_to_go_on(tmp_path, monkeypatch, capsys):

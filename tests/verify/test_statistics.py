@@ -56,6 +56,22 @@ def test_largest_excess_of_a_step():
     assert spikes.largest_excess(series[:5]) == 0.0
 
 
+def test_excess_at_matched_loss_leaves_out_what_only_one_run_reached():
+    """Both jump by 0.5 from 1.0; the better one also from 0.2 to 0.6, below all that its rival ever saw."""
+    rival = np.r_[np.full(50, 3.0), np.full(50, 1.0), np.full(50, 1.5)]
+    better = np.r_[rival, np.full(50, 0.2), np.full(50, 0.6)]
+    floor = spikes.matched_floor([rival, better])
+    assert floor == pytest.approx(1.0)
+    assert spikes.largest_excess(better[150:]) == pytest.approx(1.3 - 0.9)
+    assert spikes.largest_excess(better[150:], floor=floor) == 0.0
+    for run in (rival, better):
+        assert spikes.largest_excess(run, floor=floor) == pytest.approx(0.5)
+    assert spikes.matched_floor([rival, np.full(5, 1.0)]) == -np.inf
+    diverged = np.r_[np.full(50, 2.0), np.nan, np.nan]
+    assert spikes.matched_floor([better, diverged]) == pytest.approx(2.0)
+    assert spikes.largest_excess(diverged, floor=2.0) == np.inf
+
+
 def test_relative_excess_is_in_units_of_the_means_noise():
     """White noise of std 0.1 in 10-step means has 0.0316; a step of 0.316 is ten of them, noise adds some."""
     series = noisy(4000)
@@ -83,6 +99,16 @@ def test_permutation_p_of_separated_samples():
 
 def test_clopper_pearson():
     assert intervals.proportion_interval(0, 10) == pytest.approx((0, 1 - 0.025 ** (1 / 10)))
+
+
+def test_wilson():
+    """Centre and half width by the formula, z = 1.96, 3 of 10."""
+    z = 1.959964
+    centre, half = (0.3 + z**2 / 20) / (1 + z**2 / 10), z * np.sqrt(0.3 * 0.7 / 10 + z**2 / 400) / (1 + z**2 / 10)
+    wilson = intervals.proportion_interval(3, 10, method="wilson")
+    assert wilson == pytest.approx((centre - half, centre + half), rel=1e-5)
+    exact = intervals.proportion_interval(3, 10)
+    assert exact[0] < wilson[0] and wilson[1] < exact[1]
 
 
 def test_holm():

@@ -1,6 +1,9 @@
 """Run files: whole or not there, named after everything that decides the numbers."""
 
 import dataclasses
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from theory.notation import d
 from verify.sweeps import store
 from verify.training.loop import Run
 from verify.training.optimizer import Optimizer
+from verify.training.telemetry import VARIABLES
 
 RUN = Run(Architecture(num_layers=1, d_model=4, num_heads=1), corpus="zipf")
 DATA = xr.Dataset(
@@ -45,6 +49,37 @@ def test_every_field_decides_the_name(tmp_path):
     names = {store.path_of(run, tmp_path).name for run in variants}
     assert len(names) == len(variants)
     assert store.path_of(RUN, tmp_path) == store.path_of(dataclasses.replace(RUN), tmp_path)
+
+
+def test_a_long_deep_run_stays_small(tmp_path):
+    """300 steps of 24 layers, noise that no compression can shrink: below 1 MB."""
+    arch = Architecture(num_layers=24, d_model=4, num_heads=1)
+    lengths = {"place": arch.num_sublayers + 1, "layer": 24, "matrix": 6, "table": 2}
+    rng = np.random.default_rng(0)
+    noise = xr.Dataset({
+        name: (("step", *dimensions), rng.standard_normal((300, *(lengths[d] for d in dimensions)), np.float32))
+        for name, (dimensions, _, _) in VARIABLES.items()
+    })  # fmt: skip
+    assert store.save(dataclasses.replace(RUN, arch=arch), noise, tmp_path).stat().st_size < 1_000_000
+
+
+def test_killed_between_writing_and_renaming_leaves_no_run(tmp_path):
+    """SIGKILL, so that no `finally` runs: what is left is not under the run's name."""
+    script = """
+import os, pathlib, signal, sys
+from verify.sweeps import store
+store.write_atomically(pathlib.Path(sys.argv[1]), lambda temporary: (
+    temporary.write_bytes(b"whole"), os.kill(os.getpid(), signal.SIGKILL)))
+"""
+    died = subprocess.run([sys.executable, "-c", script, str(tmp_path / "run.nc")], check=False)
+    assert died.returncode == -signal.SIGKILL
+    assert [path.suffix for path in tmp_path.iterdir()] == [".part"]
+
+
+def test_a_foreign_file_is_named(tmp_path):
+    DATA.to_netcdf(tmp_path / "other.nc", engine="h5netcdf")
+    with pytest.raises(ValueError, match=r"other.nc has no attribute 'configuration'"):
+        store.load(tmp_path / "other.nc")
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path):

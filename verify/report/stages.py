@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,8 @@ from verify.measurement.jacobian import sublayer_jacobian_norms
 from verify.report.options import METHODS, ReportOptions
 from verify.statistics import spikes
 from verify.sweeps import store
+from verify.sweeps.lanes import train_missing
 from verify.training.corpus import load_corpus
-from verify.training.loop import Run, train_lanes
 
 Advance = Callable[[int], None]
 SPIKE_WINDOW = 100
@@ -78,18 +78,7 @@ def train_method(options: ReportOptions, method: str, advance: Advance) -> None:
     """Run what is missing of one method, the rates of a seed side by side; finished runs are files already."""
     folder = options.out / "runs"
     folder.mkdir(parents=True, exist_ok=True)
-    for lanes in _lanes(options, method):
-        missing = [run for run in lanes if not store.path_of(run, folder).exists()]
-        advance(sum(run.steps for run in lanes if run not in missing))
-        if missing:
-            for run, dataset in zip(missing, train_lanes(missing, advance), strict=True):
-                store.save(run, dataset, folder)
-
-
-def _lanes(options: ReportOptions, method: str) -> Iterator[list[Run]]:
-    runs = options.training_runs(method)
-    for start in range(0, len(runs), len(options.rates)):
-        yield runs[start : start + len(options.rates)]
+    train_missing(options.training_runs(method), folder, len(options.rates), advance)
 
 
 def run_files(options: ReportOptions) -> dict[tuple[str, float, int], Path]:

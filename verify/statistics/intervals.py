@@ -24,9 +24,11 @@ def bootstrap_interval(
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
-def proportion_interval(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
-    """Clopper-Pearson interval of a proportion."""
-    interval = stats.binomtest(successes, trials).proportion_ci(level)
+def proportion_interval(
+    successes: int, trials: int, level: float = 0.95, method: Literal["exact", "wilson"] = "exact"
+) -> tuple[float, float]:
+    """Interval of a proportion: Clopper-Pearson's ("exact", covers at least `level`) or Wilson's (about `level`)."""
+    interval = stats.binomtest(successes, trials).proportion_ci(level, method)
     return float(interval.low), float(interval.high)
 
 

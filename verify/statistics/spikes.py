@@ -1,9 +1,12 @@
 """Spike metrics of a training run's series (loss, or gradient norm before clipping): pure NumPy.
 
 Excess over the running minimum punishes the scheme that learns more, because its minimum is lower: read it beside
-`relative_excess`, which counts in units of the series' own noise, and beside the final loss. Values that are not finite
-(a diverged run's) count as spikes where a metric counts, and are left out where it averages.
+`relative_excess`, which counts in units of the series' own noise, compare schemes at matched loss (`matched_floor`),
+and look at the final loss apart. Values that are not finite (a diverged run's) count as spikes where a metric counts,
+and are left out where it averages.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -36,18 +39,38 @@ def spike_count(spikes: np.ndarray, apart: int = 10) -> int:
     return int(len(steps) > 0) + int(np.sum(np.diff(steps) >= apart))
 
 
-def largest_excess(series: np.ndarray, smoothing: int = 10, after: int = 0) -> float:
+def largest_excess(series: np.ndarray, smoothing: int = 10, after: int = 0, floor: float = -np.inf) -> float:
     """Largest excess of the `smoothing`-step mean over its running minimum, in the series' unit; inf once diverged.
 
-    after: steps at the start that are left out. A run shorter than one mean has 0.
+    after: steps at the start that are left out. A run shorter than one mean has 0. floor: the running minimum counts as
+    at least this, so that runs compared at one floor (`matched_floor`) are judged over the same stretch of loss.
     """
     series = np.asarray(series, dtype=np.float64)[after:]
     if not np.all(np.isfinite(series)):
         return np.inf
     if len(series) < smoothing:
         return 0.0
-    smooth = np.convolve(series, np.full(smoothing, 1 / smoothing), mode="valid")
-    return float(np.max(smooth - np.minimum.accumulate(smooth)))
+    smooth = _running_mean(series, smoothing)
+    excess = smooth - np.maximum(np.minimum.accumulate(smooth), floor)
+    return float(max(np.max(excess), 0.0))
+
+
+def matched_floor(runs: Sequence[np.ndarray], smoothing: int = 10, after: int = 0) -> float:
+    """The lowest `smoothing`-step mean that every one of the runs reached while finite; -inf where one has none.
+
+    With it as `floor` in `largest_excess`, what a run does below the loss of its weakest rival does not count.
+    """
+    minima = []
+    for series in runs:
+        kept = np.asarray(series, dtype=np.float64)[after:]
+        stop = np.flatnonzero(~np.isfinite(kept))
+        kept = kept[: stop[0]] if stop.size else kept
+        minima.append(_running_mean(kept, smoothing).min() if len(kept) >= smoothing else -np.inf)
+    return float(-np.inf if -np.inf in minima else max(minima))
+
+
+def _running_mean(series: np.ndarray, length: int) -> np.ndarray:
+    return np.convolve(series, np.full(length, 1 / length), mode="valid")
 
 
 def relative_excess(series: np.ndarray, smoothing: int = 10, after: int = 0) -> float:

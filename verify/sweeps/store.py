@@ -53,12 +53,15 @@ def save(run: Run, dataset: xr.Dataset, folder: Path) -> Path:
 
 
 def load(path: Path) -> xr.Dataset:
-    """The run's dataset, in memory. Raises ValueError that names a damaged file and says what to do."""
+    """The run's dataset, in memory. Raises ValueError that names a damaged or foreign file and says what to do."""
     try:
-        with xr.open_dataset(path, engine="h5netcdf") as dataset:
-            return dataset.load()
+        with xr.open_dataset(path, engine="h5netcdf") as opened:
+            dataset = opened.load()
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"run file: {path} is damaged ({error}); delete it and start again") from error
+    if "configuration" not in dataset.attrs:
+        raise ValueError(f"run file: {path} has no attribute 'configuration', so it is none of ours; move it away")
+    return dataset
 
 
 def require_writable(folder: Path, field: str = "out") -> None:

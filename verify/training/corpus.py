@@ -1,12 +1,11 @@
 """Text to train on, and batches of it as a pure function of (seed, step).
 
 `stdlib` is the Python standard library's own sources, real text that is on every machine that runs this; `text:PATH` a
-file, or every file of a folder; both are read as bytes. `zipf` is synthetic and needs no file.
+file, or every text file of a folder; both are read as bytes. `zipf` is synthetic and needs no file.
 """
 
 import hashlib
 import sysconfig
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -55,28 +54,28 @@ def load_corpus(name: str, vocab_size: int) -> Corpus:
     """The corpus of that name. Raises ValueError for an unknown name, a missing file, or a vocabulary below 256."""
     if name == "zipf":
         return _zipf(vocab_size)
-    if name == "stdlib":
-        read: Callable[[], bytes] = _stdlib
-    elif name.startswith("text:"):
-        path = Path(name.removeprefix("text:")).expanduser()
+    path = Path(name.removeprefix("text:")).expanduser()
+    if name.startswith("text:"):
         if not path.exists():
             raise ValueError(f"corpus: no file or folder {str(path)!r}; choose one of {CHOICES}")
-
-        def read() -> bytes:
-            return _read(path)
-    else:
+    elif name != "stdlib":
         raise ValueError(f"corpus: unknown value {name!r}; choose one of {CHOICES}")
     if vocab_size < BYTES:
         raise ValueError(f"vocab_size: {name!r} is read as bytes and needs {BYTES} words, got {vocab_size}")
-    return _corpus(name, np.frombuffer(read(), dtype=np.uint8))
+    return _stdlib() if name == "stdlib" else _bytes(name, _read(path))
+
+
+def _bytes(name: str, text: bytes) -> Corpus:
+    return _corpus(name, np.frombuffer(text, dtype=np.uint8))
 
 
 def _corpus(name: str, tokens: np.ndarray) -> Corpus:
+    tokens.setflags(write=False)
     return Corpus(name, tokens, hashlib.sha256(tokens.tobytes()).hexdigest()[:16])
 
 
 @lru_cache(maxsize=1)
-def _stdlib() -> bytes:
+def _stdlib() -> Corpus:
     """Modules of the standard library in order of name, without tests and installed packages, up to 8 MB."""
     root = Path(sysconfig.get_path("stdlib"))
     left_out = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
@@ -85,17 +84,26 @@ def _stdlib() -> bytes:
         if left_out.isdisjoint(path.relative_to(root).parts) and size < _MOST_BYTES:
             sources.append(path.read_bytes())
             size += len(sources[-1])
-    return b"\n".join(sources)[:_MOST_BYTES]
+    return _bytes("stdlib", b"\n".join(sources)[:_MOST_BYTES])
 
 
 def _read(path: Path) -> bytes:
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    """Of a folder: its files in order of path, but for hidden ones and those with a zero byte near their start."""
     try:
-        return b"\n".join(file.read_bytes() for file in files)
+        if path.is_file():
+            return path.read_bytes()
+        visible = (p for p in path.rglob("*") if not any(part.startswith(".") for part in p.relative_to(path).parts))
+        return b"\n".join(file.read_bytes() for file in sorted(visible) if file.is_file() and _is_text(file))
     except OSError as error:
         raise ValueError(f"corpus: cannot read {error.filename!r}: {error.strerror}") from error
 
 
+def _is_text(path: Path) -> bool:
+    with path.open("rb") as file:
+        return b"\0" not in file.read(8192)
+
+
+@lru_cache(maxsize=4)
 def _zipf(vocab_size: int) -> Corpus:
     """Independent tokens, the n-th most frequent with a probability in proportion to 1 / n."""
     weights = 1 / np.arange(1, vocab_size + 1)

@@ -172,7 +172,7 @@ def _evaluate(
 
 
 def _chunks(steps: int) -> Iterator[range]:
-    """Ranges of one length, at most 25, that cover the steps: one shape, so one compilation; the last may reach beyond."""
+    """Ranges of one length, at most 25, that cover the steps: one shape compiles once. The last may reach beyond."""
     length = math.ceil(steps / math.ceil(steps / _CHUNK))
     for start in range(0, steps, length):
         yield range(start, start + length)
@@ -212,10 +212,10 @@ def outcome_of(loss: np.ndarray, gradient_norm: np.ndarray) -> tuple[str, int]:
     the run, at least 10 steps, lies above the first step's loss; the step from which on it does. "finished", with the
     number of steps: none of these.
     """
-    for kind, series in (("non_finite_loss", loss), ("non_finite_gradient", gradient_norm)):
-        bad = np.flatnonzero(~np.isfinite(series))
-        if bad.size and (kind == "non_finite_loss") == (not np.isfinite(loss[bad[0]])):
-            return kind, int(bad[0])
+    bad = np.flatnonzero(~(np.isfinite(loss) & np.isfinite(gradient_norm)))
+    if bad.size:
+        step = int(bad[0])
+        return "non_finite_gradient" if np.isfinite(loss[step]) else "non_finite_loss", step
     above_since = int(np.flatnonzero(loss <= loss[0])[-1]) + 1
     if len(loss) - above_since >= max(len(loss) // 10, 10):
         return "loss_above_initial", above_since
