@@ -2,9 +2,10 @@
 
 Draws architectures from the whole range that the theory claims, each scheme and embedding in turn, on fresh random
 tokens or on the text of the Python standard library, and prints the error of every place and of every matrix's
-gradient. Each is measured over at least 8 seeds, and over more until the standard error of every gradient norm is below
-1 % or the time for it is up: sharp attention varies so much from seed to seed that 8 would measure chance. `--full` is
-the table of the README (about half an hour on 2 cores); without it, a sample of it in a few minutes.
+gradient, of `predict` as it is and with a larger ensemble. Each is measured over at least 8 seeds, and over more until
+the standard error of every place's gradient norm is below 1 % and of every matrix's below 2 %, or the time for it is
+up: sharp attention varies so much from seed to seed that 8 would measure chance. `--full` is the table of the README
+(about an hour on 2 cores); without it, a sample of it in a few minutes.
 
     python benchmarks/accuracy.py [--full] [--out FILE.csv]
 """
@@ -32,7 +33,9 @@ SIZES = [  # num_layers, d_model, seq_len: the corners and the middle of 2..48 x
     (12, 256, 128), (24, 128, 64), (24, 256, 64), (24, 64, 128), (48, 128, 64), (48, 256, 32), (48, 64, 16),
     (6, 512, 256), (48, 512, 16),
 ]  # fmt: skip
-SEEDS, MOST_SEEDS, SECONDS, STANDARD_ERROR = 8, 512, 40, 0.01
+SEEDS, MOST_SEEDS, SECONDS = 8, 512, 45
+PLACES_ERROR, MATRICES_ERROR = 0.01, 0.02
+ENSEMBLES = {"default": None, "256 networks": 256}
 
 
 def cases(full: bool) -> list[tuple[Architecture, bool]]:
@@ -71,7 +74,10 @@ def main() -> None:
         tokens = corpus.batch(arch.seq_len, 8, seed=0, step=number) if on_text else None
         measured = measure_well(arch, tokens)
         seeds = len(measured.loss)
-        table = compare(predict(arch, tokens=tokens), measured)
+        table = pd.concat(
+            compare(predict(arch, tokens=tokens, networks=networks), measured).assign(ensemble=name)
+            for name, networks in ENSEMBLES.items()
+        )
         table = table.assign(
             case=number, initialization=arch.initialization, embedding=arch.embedding, activation=arch.activation,
             num_layers=arch.num_layers, d_model=arch.d_model, seq_len=arch.seq_len, positions=arch.positions,
@@ -80,7 +86,7 @@ def main() -> None:
             noise=standard_error(table["low"], table["high"], seeds),
         )  # fmt: skip
         tables.append(table)
-        worst = table.groupby("kind")["error"].agg(["median", "max"]).mul(100).round(1)
+        worst = table[table["ensemble"] == "default"].groupby("kind")["error"].agg(["median", "max"]).mul(100).round(1)
         print(
             f"{number:3d} {arch.initialization:9s}{arch.embedding:11s}{arch.activation:10s}{arch.positions:10s}"
             f"L{arch.num_layers:<3d}d{arch.d_model:<4d}T{arch.seq_len:<4d}{'text' if on_text else 'random':7s}"
@@ -101,7 +107,14 @@ def measure_well(arch: Architecture, tokens: np.ndarray | None) -> Measurement:
         parts.append(measure(arch, seeds=SEEDS, tokens=tokens, first_seed=SEEDS * len(parts)))
         measured = Measurement(**jax.tree.map(lambda *x: np.concatenate(x), *(part.__dict__ for part in parts)))
         seeds = len(measured.loss)
-        good = standard_error(*root_mean_square_interval(measured.gradient_norm)[::2], seeds).max() <= STANDARD_ERROR
+        places = standard_error(*root_mean_square_interval(measured.gradient_norm)[::2], seeds)
+        matrices = np.concatenate(
+            [
+                standard_error(*root_mean_square_interval(x)[::2], seeds)
+                for x in measured.parameter_gradient_norm.values()
+            ]
+        )
+        good = places.max() <= PLACES_ERROR and matrices.max() <= MATRICES_ERROR
         if good or seeds >= MOST_SEEDS or time.perf_counter() - start > SECONDS:
             return measured
 
@@ -114,7 +127,7 @@ def standard_error(low: np.ndarray, high: np.ndarray, seeds: int) -> np.ndarray:
 def report(table: pd.DataFrame) -> None:
     """Print the README's table: error of all places, by kind and by width."""
     table = table.assign(width=np.where(table["d_model"] >= 128, "d_model >= 128", "d_model 64"))
-    for key in (["kind"], ["kind", "width"], ["kind", "initialization"]):
+    for key in (["ensemble", "kind", "width"], ["kind", "initialization"]):
         grouped = table.groupby(key)["error"]
         summary = pd.DataFrame(
             {

@@ -40,6 +40,8 @@ class Predict:
     """the model"""
     batch_size: int = 8
     """sequences in the batch"""
+    networks: int | None = None
+    """random networks followed; more take longer and sample less error; None: enough for 1 to 2 %"""
     json: bool = False
     """print JSON instead of columns"""
 
@@ -109,7 +111,7 @@ def _derive(options: Derive) -> int:
 def _predict(options: Predict) -> int:
     from theory.propagation import predict
 
-    prediction = predict(architecture(options.arch), batch_size=options.batch_size)
+    prediction = predict(architecture(options.arch), options.batch_size, networks=options.networks)
     if options.json:
         return _json(prediction)
     columns = ("place", "enters", "predicted_shortcut_std", "predicted_gradient_norm")

@@ -5,6 +5,7 @@ user's own, a command line offers the registered names and numbers. Shared by ev
 """
 
 import dataclasses
+import os
 import sys
 import typing
 from collections.abc import Callable
@@ -61,9 +62,17 @@ def architecture(flags: object) -> Architecture:
 
 
 def run(main: Callable[[], int]) -> int:
-    """main()'s exit status; a ValueError or OSError becomes one line on standard error and status 2."""
+    """main()'s exit status; a ValueError or OSError becomes one line on standard error and status 2.
+
+    A reader that has gone (`... | head`) ends it quietly, with the status a shell gives for that.
+    """
     try:
-        return main()
+        status = main()
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -46,8 +46,12 @@ def dual_activation(
         return sizes * (np.sqrt(1 - correlation**2) + (np.pi - angle) * correlation) / (2 * np.pi)
     typical = float(f"{np.sqrt((np.mean(rows**2) + np.mean(columns**2)) / 2):.3g}")
     coefficients = _series(activation, typical, derivative)
-    scales = [np.sqrt(_second_moment(activation, x, derivative) / coefficients.sum()) for x in (rows, columns)]
-    return np.polyval(coefficients[::-1], correlation) * scales[0][..., :, None] * scales[1][..., None, :]
+    left, right = (
+        np.sqrt(_second_moment(activation, x, derivative) / coefficients.sum()).astype(correlation.dtype)
+        for x in (rows, columns)
+    )
+    powers = np.polyval(coefficients[::-1].astype(correlation.dtype), correlation)
+    return powers * left[..., :, None] * right[..., None, :]
 
 
 def _function(activation: Activation, derivative: bool) -> Callable[[np.ndarray], np.ndarray]:

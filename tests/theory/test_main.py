@@ -1,6 +1,9 @@
 """The command line: every command, the exit statuses, one line per error."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -43,6 +46,22 @@ def test_wrong_usage_is_one_line(capsys: pytest.CaptureFixture[str], arguments: 
     assert main(arguments) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith(line) and captured.err.count("\n") == 1 and not captured.out
+
+
+@pytest.mark.parametrize("networks", ["0", "-3", "two"])
+def test_a_wrong_number_of_networks_is_refused(networks: str) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "theory", "predict", *SMALL, "--networks", networks], capture_output=True
+    )
+    assert run.returncode == 2 and b"networks" in run.stderr and b"Traceback" not in run.stderr
+
+
+def test_a_reader_that_has_gone_is_not_an_error() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    run = subprocess.run([sys.executable, "-m", "theory", "list"], stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert run.returncode == 141 and run.stderr == b""
 
 
 def test_unknown_flag_exits_with_2() -> None:

@@ -1,94 +1,105 @@
-"""Attention's moments against brute force: the same sums with explicit Jacobians, and plain simulation."""
+"""Attention's moments against brute force: the same expectations with explicit softmax Jacobians and rotations."""
 
 import numpy as np
 import pytest
 
-from theory.random_attention import AttentionDraws, causal_softmax, draw_attention, score_between, uniform_attention
+from theory.positions import rope_angles
+from theory.random_attention import causal_softmax, draw_attention, key_gradients, query_scores, uniform_attention
+
+DRAWS, SEQ_LEN = 4000, 4
 
 
-def made_up(seq_len=5, draws=3, seed=0):
+def made_up(d_head, same_keys=True, seed=0):
+    """Two sequences of one network, whose attention, queries and keys DRAWS networks share, and a token root."""
     rng = np.random.default_rng(seed)
-    matrix = causal_softmax(rng.standard_normal((draws, 1, seq_len, seq_len)))
-    grams = [(x := rng.standard_normal((draws, 1, seq_len, 7))) @ np.swapaxes(x, -1, -2) / 7 for _ in range(3)]
-    kernel, queries, keys = grams
-    return AttentionDraws(matrix, kernel, matrix @ kernel, queries, keys, np.ones((1, 1, 1)))
+    shape = (1 if same_keys else DRAWS, 2, SEQ_LEN, d_head)
+    attention = causal_softmax(rng.standard_normal((1, 2, SEQ_LEN, SEQ_LEN), dtype=np.float32))
+    rows = rng.standard_normal(shape, dtype=np.float32) / np.float32(d_head**0.5)
+    tokens, gradients = rng.standard_normal((2, 1, 2 * SEQ_LEN, 3), dtype=np.float32)
+    return [np.broadcast_to(x, (DRAWS, *x.shape[1:])) for x in (attention, rows, tokens, gradients)]
 
 
-def jacobians(matrix):
-    """J_t = diag(a) - a a^T for every row a of A, [T, T, T]."""
-    return np.stack([np.diag(row) - np.outer(row, row) for row in matrix])
+def jacobians(attention):
+    """dA/dscores of row t of sequence s, over the tokens of both sequences: [S, S, S]."""
+    total = np.zeros((2 * SEQ_LEN,) * 3)
+    for s in range(2):
+        own = slice(s * SEQ_LEN, (s + 1) * SEQ_LEN)
+        for t, row in enumerate(attention[s]):
+            total[s * SEQ_LEN + t, own, own] = np.diag(row) - np.outer(row, row)
+    return total
 
 
-def test_query_score_is_the_trace_over_explicit_softmax_jacobians():
-    draws = made_up()
-    expected = np.zeros((5, 5))
-    products = np.zeros((5, 5))
-    for a, c, k in zip(draws.matrix[:, 0], draws.kernel[:, 0], draws.keys[:, 0], strict=True):
-        j = jacobians(a)
-        score = np.array([[np.trace(j[t] @ c @ j[s] @ k) for s in range(5)] for t in range(5)])
-        expected += score / 3
-        products += score * c / 3
-    kernel, product = draws.query_score()
-    np.testing.assert_allclose(kernel[0], expected, rtol=1e-6, atol=1e-15)
-    np.testing.assert_allclose(product[0], products, rtol=1e-6, atol=1e-15)
-
-
-def test_key_score_is_the_sum_over_explicit_softmax_jacobians():
-    draws = made_up()
-    gradient = np.random.default_rng(1).standard_normal((5, 5))
-    gradient = gradient @ gradient.T * 1e-12
-    expected = np.zeros((5, 5))
-    for a, c, q in zip(draws.matrix[:, 0], draws.kernel[:, 0], draws.queries[:, 0], strict=True):
-        j = jacobians(a)
-        for t in range(5):
-            for s in range(5):
-                expected += gradient[t, s] * q[t, s] * (j[t] @ c @ j[s]) / 3
-    np.testing.assert_allclose(draws.key_score(gradient[None])[0][0], expected, rtol=1e-5, atol=1e-18)
-
-
-def test_scores_between_sequences_use_each_ones_own_attention():
-    rng = np.random.default_rng(2)
-    a, b = causal_softmax(rng.standard_normal((2, 4, 4)))
-    kernel, gradient = rng.standard_normal((2, 4, 4))
-    query, key = score_between(a, b, kernel, gradient, 2.0, 3.0)
-    ja, jb = jacobians(a), jacobians(b)
-    expected = np.array([[3 * np.trace(ja[t] @ kernel @ jb[s] @ kernel.T) for s in range(4)] for t in range(4)])
-    np.testing.assert_allclose(query, expected * gradient, rtol=1e-9)
-    expected = sum(gradient[t, s] * 2 * kernel[t, s] * (ja[t] @ kernel @ jb[s]) for t in range(4) for s in range(4))
-    np.testing.assert_allclose(key, expected, rtol=1e-9)
-
-
-def test_forward_and_value_paths():
-    draws = made_up()
-    expected_kernel = np.eye(5)[None]
-    flat = uniform_attention(5)
-    pairs = list(zip(draws.matrix[:, 0], draws.kernel[:, 0], strict=True))
-    difference = np.mean([a @ c @ a.T - flat @ c @ flat.T for a, c in pairs], axis=0)
-    np.testing.assert_allclose(draws.forward(expected_kernel)[0], flat @ flat.T + difference, rtol=1e-6)
-    gradient = np.diag([1.0, 2, 3, 4, 5])[None]
-    carried, product = draws.value_backward(gradient, draws.kernel.mean(axis=0))
-    each = [a.T @ gradient[0] @ a for a in draws.matrix[:, 0]]
-    np.testing.assert_allclose(carried[0], np.mean(each, 0), rtol=1e-5)
-    np.testing.assert_allclose(
-        product[0], np.mean([x * c for x, c in zip(each, draws.kernel[:, 0], strict=True)], 0), rtol=1e-5
+def turned_back(rows, position):
+    """R_position^T rows, with the rotation as an explicit matrix of its angles."""
+    half = rows.shape[-1] // 2
+    cos, sin = (
+        np.diag(np.cos(rope_angles(SEQ_LEN, 2 * half)[position])),
+        np.diag(np.sin(rope_angles(SEQ_LEN, 2 * half)[position])),
     )
+    return rows @ np.block([[cos, -sin], [sin, cos]])
 
 
-@pytest.mark.parametrize("degrees", [6.0, 400.0])
-def test_drawn_kernels_have_the_wishart_spread(degrees):
-    """Off-diagonal correlations vary by (1 - c^2)^2 / degrees; 4,000 draws know that variance to 1 part in 40."""
-    kernel = np.full((4, 4), 0.3) + 0.7 * np.eye(4)
-    rng = np.random.default_rng(0)
-    drawn = draw_attention(rng, np.broadcast_to(kernel, (4000, 1, 4, 4)), degrees, 1, 1e-6, 1e-6, False).kernel
-    np.testing.assert_allclose(np.einsum("nrtt->nrt", drawn), 1, rtol=1e-3)
-    spread = drawn[:4000, 0, 0, 2].var() * degrees / (1 - 0.3**2) ** 2
-    assert 1 - 5 / 40 - 2 / degrees < spread < 1 + 5 / 40 + 2 / degrees
+@pytest.mark.parametrize("rope", [False, True])
+@pytest.mark.parametrize("d_head", [2, 8])
+def test_query_scores_are_traces_over_explicit_softmax_jacobians(d_head, rope):
+    attention, keys, tokens, _ = made_up(d_head)
+    j, c = jacobians(attention[0]), tokens[0] @ tokens[0].T
+    flat_keys, positions = keys[0].reshape(-1, d_head), np.tile(np.arange(SEQ_LEN), 2)
+    seen = [turned_back(flat_keys, p) if rope else flat_keys for p in positions]
+    expected = np.array([[np.trace(seen[t].T @ j[t] @ c @ j[s] @ seen[s]) for s in range(8)] for t in range(8)])
+    drawn = query_scores(np.random.default_rng(1), attention, keys, tokens, rope).mean(axis=0)
+    np.testing.assert_allclose(drawn, expected, rtol=0.02, atol=0.02 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("rope", [False, True])
+@pytest.mark.parametrize("d_head", [2, 8])
+def test_key_gradients_are_sums_over_explicit_softmax_jacobians(d_head, rope):
+    attention, queries, tokens, gradients = made_up(d_head)
+    j, c, g = jacobians(attention[0]), tokens[0] @ tokens[0].T, gradients[0] @ gradients[0].T
+    flat, positions = queries[0].reshape(-1, d_head), np.tile(np.arange(SEQ_LEN), 2)
+    seen = [turned_back(flat, p) if rope else flat for p in positions]
+    expected = np.zeros((8, 8))
+    for t in range(8):
+        for s in range(8):
+            overlap = np.array([[seen[a][t] @ seen[b][s] for b in range(8)] for a in range(8)])
+            expected += g[t, s] * (j[t] @ c @ j[s]) * overlap
+    drawn = key_gradients(np.random.default_rng(1), attention, queries, tokens, gradients, rope).mean(axis=0)
+    np.testing.assert_allclose(drawn, expected, rtol=0.02, atol=0.05 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("d_head", [96, 256])
+def test_a_wide_head_is_scored_like_its_own_coordinates(d_head):
+    """Of a wide head a part of the frequencies is used: the mean over random keys must be the whole head's."""
+    attention, keys, tokens, gradients = made_up(d_head, same_keys=False)
+    j, c, g = jacobians(attention[0]), tokens[0] @ tokens[0].T, gradients[0] @ gradients[0].T
+    angles = rope_angles(SEQ_LEN, d_head)
+    positions = np.tile(np.arange(SEQ_LEN), 2)
+    # E[k_s . k_s'] = [s = s'] for these keys; turned back by t and t', their overlap is the mean cosine of t - t'
+    turn = np.cos(angles[positions][:, None] - angles[positions][None]).mean(axis=-1)
+    expected = np.array([[np.trace(j[t] @ c @ j[s]) for s in range(8)] for t in range(8)]) * turn
+    drawn = query_scores(np.random.default_rng(1), attention, keys, tokens, True).mean(axis=0)
+    np.testing.assert_allclose(drawn, expected, rtol=0.03, atol=0.03 * np.abs(expected).max())
+    own = sum(g[t, t] * (j[t] @ c @ j[t]) for t in range(8)) * turn
+    drawn = key_gradients(np.random.default_rng(1), attention, keys, tokens, gradients, True).mean(axis=0)
+    np.testing.assert_allclose(drawn, own, rtol=0.03, atol=0.05 * np.abs(own).max())
+
+
+@pytest.mark.parametrize("rope", [False, True])
+def test_logits_have_the_variance_of_queries_times_keys(rope):
+    """Var(q.k / sqrt(d_head)) = query variance x key variance, and the second half of the networks has the opposite."""
+    tokens = np.broadcast_to(np.eye(3, dtype=np.float32), (DRAWS, 1, 3, 3))
+    attention, query, key = draw_attention(np.random.default_rng(0), tokens, 16, 0.5, 3.0, rope)
+    logits = np.sqrt(16) * query @ np.swapaxes(key, -1, -2)
+    np.testing.assert_allclose(logits[: DRAWS // 2], -logits[DRAWS // 2 :], rtol=1e-6)
+    assert abs(logits[: DRAWS // 2].var() / 1.5 - 1) < 0.05
+    np.testing.assert_allclose(attention, causal_softmax(logits), rtol=1e-4)
+    np.testing.assert_allclose(np.triu(attention, 1), 0)
 
 
 def test_small_logits_give_uniform_and_large_ones_sharp_attention():
+    tokens = np.broadcast_to(np.eye(8, dtype=np.float32), (64, 1, 8, 8))
     rng = np.random.default_rng(0)
-    kernel = np.broadcast_to(np.eye(8), (64, 1, 8, 8))
-    nearly = draw_attention(rng, kernel, 1e4, 64, 1e-6, 1e-6, False).mean()[0]
-    np.testing.assert_allclose(nearly, uniform_attention(8), atol=1e-4)
-    sharp = draw_attention(rng, kernel, 1e4, 64, 30.0, 30.0, False).matrix
+    nearly = draw_attention(rng, tokens, 64, 1e-6, 1e-6, False)[0]
+    np.testing.assert_allclose(nearly[0, 0], uniform_attention(8), atol=1e-4)
+    sharp = draw_attention(rng, tokens, 64, 30.0, 30.0, False)[0]
     assert np.median(sharp[..., -1, :].max(axis=-1)) > 0.9

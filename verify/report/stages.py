@@ -33,7 +33,7 @@ def analyse(options: ReportOptions, method: str) -> xr.Dataset:
     predicted_/measured_ gradient_norm and shortcut_std, and the same two with _text on sequences of the corpus.
     """
     arch = options.analysed(method)
-    key = {"stage": 2, "arch": store.plain(arch), "seeds": [options.init_seeds, options.jacobian_seeds]}
+    key = {"stage": 3, "arch": store.plain(arch), "seeds": [options.init_seeds, options.jacobian_seeds]}
     key["corpus"] = load_corpus(options.corpus, arch.vocab_size).digest
 
     def compute() -> xr.Dataset:
