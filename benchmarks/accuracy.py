@@ -2,10 +2,10 @@
 
 Draws architectures from the whole range that the theory claims, each scheme and embedding in turn, on fresh random
 tokens or on the text of the Python standard library, and prints the error of every place and of every matrix's
-gradient, of `predict` as it is and with a larger ensemble. Each is measured over at least 8 seeds, and over more until
-the standard error of every place's gradient norm is below 1 % and of every matrix's below 2 %, or the time for it is
-up: sharp attention varies so much from seed to seed that 8 would measure chance. `--full` is the table of the README
-(about an hour on 2 cores); without it, a sample of it in a few minutes.
+gradient: of `predict` as it is, and with a large ensemble (256 networks, or as many as 25 s allow, up to 4,096). Each is
+measured over at least 8 seeds, and over more until the standard error of every place's gradient norm is below 1 % and
+of every matrix's below 2 %, or the time for it is up: sharp attention varies so much from seed to seed that 8 would
+measure chance. `--full` is the table of the README (about 40 minutes on 2 cores); without it, a sample of it.
 
     python benchmarks/accuracy.py [--full] [--out FILE.csv]
 """
@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from theory import Architecture, predict
+from theory import Architecture, Prediction, predict
 from theory.embedding import EMBEDDINGS
 from theory.initialization import INITIALIZATIONS
 from verify import Measurement, compare, measure
@@ -33,9 +33,9 @@ SIZES = [  # num_layers, d_model, seq_len: the corners and the middle of 2..48 x
     (12, 256, 128), (24, 128, 64), (24, 256, 64), (24, 64, 128), (48, 128, 64), (48, 256, 32), (48, 64, 16),
     (6, 512, 256), (48, 512, 16),
 ]  # fmt: skip
-SEEDS, MOST_SEEDS, SECONDS = 8, 512, 45
+SEEDS, MOST_SEEDS, SECONDS = 8, 512, 60
 PLACES_ERROR, MATRICES_ERROR = 0.01, 0.02
-ENSEMBLES = {"default": None, "256 networks": 256}
+NETWORKS, MOST_NETWORKS, ENSEMBLE_SECONDS = 256, 4096, 25
 
 
 def cases(full: bool) -> list[tuple[Architecture, bool]]:
@@ -74,16 +74,14 @@ def main() -> None:
         tokens = corpus.batch(arch.seq_len, 8, seed=0, step=number) if on_text else None
         measured = measure_well(arch, tokens)
         seeds = len(measured.loss)
-        table = pd.concat(
-            compare(predict(arch, tokens=tokens, networks=networks), measured).assign(ensemble=name)
-            for name, networks in ENSEMBLES.items()
-        )
+        predictions = {"default": predict(arch, tokens=tokens), "large": predict_well(arch, tokens)}
+        table = pd.concat(compare(p, measured).assign(ensemble=name) for name, p in predictions.items())
         table = table.assign(
             case=number, initialization=arch.initialization, embedding=arch.embedding, activation=arch.activation,
             num_layers=arch.num_layers, d_model=arch.d_model, seq_len=arch.seq_len, positions=arch.positions,
             tokens="text" if on_text else "random", seeds=seeds, error=table["relative_error"].abs(),
             kind=table["quantity"].str.partition("/")[0],
-            noise=standard_error(table["low"], table["high"], seeds),
+            noise=standard_error(table["low"].to_numpy(), table["high"].to_numpy(), seeds),
         )  # fmt: skip
         tables.append(table)
         worst = table[table["ensemble"] == "default"].groupby("kind")["error"].agg(["median", "max"]).mul(100).round(1)
@@ -102,7 +100,7 @@ def main() -> None:
 
 def measure_well(arch: Architecture, tokens: np.ndarray | None) -> Measurement:
     """Measured over as many seeds as it takes, or as the time allows."""
-    start, parts = time.perf_counter(), []
+    start, parts = time.perf_counter(), list[Measurement]()
     while True:
         parts.append(measure(arch, seeds=SEEDS, tokens=tokens, first_seed=SEEDS * len(parts)))
         measured = Measurement(**jax.tree.map(lambda *x: np.concatenate(x), *(part.__dict__ for part in parts)))
@@ -117,6 +115,14 @@ def measure_well(arch: Architecture, tokens: np.ndarray | None) -> Measurement:
         good = places.max() <= PLACES_ERROR and matrices.max() <= MATRICES_ERROR
         if good or seeds >= MOST_SEEDS or time.perf_counter() - start > SECONDS:
             return measured
+
+
+def predict_well(arch: Architecture, tokens: np.ndarray | None) -> Prediction:
+    """Predicted with 256 networks, or as many more as the time allows."""
+    start = time.perf_counter()
+    prediction = predict(arch, tokens=tokens, networks=NETWORKS)
+    networks = min(MOST_NETWORKS, int(NETWORKS * ENSEMBLE_SECONDS / (time.perf_counter() - start)))
+    return predict(arch, tokens=tokens, networks=networks) if networks > 2 * NETWORKS else prediction
 
 
 def standard_error(low: np.ndarray, high: np.ndarray, seeds: int) -> np.ndarray:

@@ -28,6 +28,7 @@ from theory.embedding import embedding
 from theory.gram import random_rows, root
 from theory.positions import sinusoids
 from theory.random_attention import draw_attention, key_gradients, query_scores, uniform_attention
+from theory.softmax_overlap import softmax_overlap
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def _enough(arch: Architecture, tokens: np.ndarray | None) -> int:
     apart = max(16384 / arch.d_model, 16 * min(float(logits), 4.0)) * (64 / arch.seq_len) ** 1.5
     cheap = 2**20 / (arch.num_layers * arch.seq_len**2)
     least = 2 if tokens is None else min(2 * len(tokens), 16)
-    return int(np.clip(max(apart, cheap), least, 256))
+    return int(np.clip(max(apart, cheap), least, max(256, min(cheap, 1024))))
 
 
 def _representative_pairs(tokens: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -416,12 +417,14 @@ def _sandwich(matrix: np.ndarray, kernel: np.ndarray, sequences: int | None = No
 def _upstream(arch: Architecture, batch: _Batch, stream: _Stream) -> tuple[np.ndarray, float]:
     """(gradient kernel at the last place, square of the head's gradient norm), from that of softmax minus one-hot.
 
-    Gaussian logits of variance v have E[p_t . p_t'] = exp(v C[t,t']) / V.
+    E[p_t . p_t'] by `softmax_overlap`; a target's probability is 1 / V on average.
     """
     d, size, tokens = arch.d_model, arch.vocab_size, batch.size * arch.seq_len
     gain = arch.logit_scale**2 * arch.std("head")[0] ** 2
     z = stream.normalized(arch)
-    error = (np.exp(np.float32(gain * d) * z) / size - 2 / size + batch.same_target) / tokens**2
+    variance = gain * d * float(np.einsum("nss->ns", z).mean(dtype=np.float64))
+    overlap = softmax_overlap(variance, stream.correlation(arch), size)
+    error = (overlap - 2 / size + batch.same_target) / tokens**2
     head = arch.logit_scale**2 * d * batch.total(error * z)
     return error * np.float32(gain) * stream.norm_jacobian(arch), head
 

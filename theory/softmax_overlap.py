@@ -1,0 +1,51 @@
+"""E[p . p'] for p, p' the softmaxes of two vectors of Gaussian logits, at any vocabulary size.
+
+The upstream gradient of a cross-entropy is softmax minus one-hot, so its kernel at initialisation needs this overlap.
+For a vocabulary V that is large beside exp(2 variance) it is exp(variance x correlation) / V; for V = 256 and a
+variance of 2 (He's head) that is a fifth too much where tokens are alike.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+
+LARGEST_VARIANCE = 64.0
+"""above it one logit has nearly all the probability, and the overlap hardly changes any more"""
+
+
+def softmax_overlap(variance: float, correlation: np.ndarray, vocab_size: int) -> np.ndarray:
+    """E[sum_v p_v p'_v], of correlation's shape and dtype.
+
+    The logits z_v, z'_v are independent over v and have that variance and correlation in -1..1 with each other.
+    """
+    variance = min(float(f"{variance:.4g}"), LARGEST_VARIANCE)
+    coefficients = _series(variance, vocab_size).astype(correlation.dtype)
+    return np.exp(np.polyval(coefficients, np.clip(correlation, -1, 1)))
+
+
+@lru_cache(maxsize=64)
+def _series(variance: float, vocab_size: int) -> np.ndarray:
+    """Polynomial of degree 8 in the correlation for the logarithm of the overlap, highest power first."""
+    nodes = np.polynomial.chebyshev.chebpts1(9)
+    return np.polyfit(nodes, [np.log(_overlap(variance, c, vocab_size)) for c in nodes], 8)
+
+
+def _overlap(variance: float, correlation: float, vocab_size: int) -> float:
+    """V E[e^{z + z'} / (S S')] with 1 / S = int e^{-sS} ds, which makes the sums over the vocabulary products.
+
+    Trapezoids in s = e^a, s' = e^b and in the two Gaussians: all integrands are smooth and vanish at the ends.
+    """
+    std = np.sqrt(variance)
+    step = min(0.35, 0.7 / max(std, 1e-9))
+    x = np.arange(-7, 7 + step, step)
+    weight = np.exp(-(x**2) / 2)
+    weight /= weight.sum()
+    a = np.arange(-np.log(vocab_size) - 2 * variance - 25, 8 * std + 5, 0.5)
+    z = std * x
+    other = correlation * z[:, None] + np.sqrt(1 - correlation**2) * z
+    left = np.exp(-np.exp(a[:, None] + z)) * weight
+    right = np.exp(-np.exp(a[:, None, None] + other))
+    none = left @ (right @ weight).T
+    both = (left * np.exp(z)) @ ((np.exp(other) * right) @ weight).T
+    power = np.exp((vocab_size - 1) * np.log(np.maximum(none, 1e-300)))
+    return float(vocab_size * 0.25 * (np.exp(a[:, None] + a) * both * power).sum())
