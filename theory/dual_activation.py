@@ -28,30 +28,32 @@ def _quadrature() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return nodes, weights / np.sqrt(2 * np.pi), hermite
 
 
-def dual_activation(
-    activation: Activation, rows: np.ndarray, columns: np.ndarray, correlation: np.ndarray, derivative: bool = False
-) -> np.ndarray:
-    """E[F(u) F(u')], or E[F'(u) F'(u')] where `derivative`, for Gaussians u, u' of mean zero: float64[..., T, T].
+def dual_activation(activation: Activation, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(E[F(u) F(u')], E[F'(u) F'(u')]) for Gaussians u of mean zero with that covariance: float[..., T, T].
 
-    rows, columns: standard deviations float64[..., T] of the u and the u' of correlation: float64[..., T, T]. They may
-    differ a little from token to token (a norm's epsilon sees to that): the series is taken at their root mean square,
-    to three digits, and scaled to each token's own second moment, so that the diagonal is exact.
+    Of the covariance's dtype. The variances may differ a little from token to token (a norm's epsilon sees to that):
+    the series is taken at their root mean square, to three digits, and scaled to each token's own second moment, so
+    that the diagonal is exact.
     """
-    correlation = np.clip(correlation, -1.0, 1.0)
+    std = np.sqrt(np.einsum("...tt->...t", covariance))
+    sizes = std[..., :, None] * std[..., None, :]
+    correlation = np.clip(covariance / sizes, -1, 1)
     if activation == ACTIVATIONS["relu"]:
-        angle = np.arccos(correlation)
-        if derivative:
-            return (np.pi - angle) / (2 * np.pi)
-        sizes = rows[..., :, None] * columns[..., None, :]
-        return sizes * (np.sqrt(1 - correlation**2) + (np.pi - angle) * correlation) / (2 * np.pi)
-    typical = float(f"{np.sqrt((np.mean(rows**2) + np.mean(columns**2)) / 2):.3g}")
-    coefficients = _series(activation, typical, derivative)
-    left, right = (
-        np.sqrt(_second_moment(activation, x, derivative) / coefficients.sum()).astype(correlation.dtype)
-        for x in (rows, columns)
+        same_sign = (np.pi - np.arccos(correlation)) / (2 * np.pi)
+        return sizes * (np.sqrt(1 - correlation**2) / (2 * np.pi) + correlation * same_sign), same_sign
+    typical = float(f"{np.sqrt(np.mean(std**2)):.3g}")
+    return _by_series(activation, False, typical, std, correlation), _by_series(
+        activation, True, typical, std, correlation
     )
+
+
+def _by_series(
+    activation: Activation, derivative: bool, typical: float, std: np.ndarray, correlation: np.ndarray
+) -> np.ndarray:
+    coefficients = _series(activation, typical, derivative)
+    share = np.sqrt(_second_moment(activation, std, derivative) / coefficients.sum()).astype(correlation.dtype)
     powers = np.polyval(coefficients[::-1].astype(correlation.dtype), correlation)
-    return powers * left[..., :, None] * right[..., None, :]
+    return powers * share[..., :, None] * share[..., None, :]
 
 
 def _function(activation: Activation, derivative: bool) -> Callable[[np.ndarray], np.ndarray]:

@@ -10,8 +10,8 @@ one-hot.
 A network of the ensemble sees two sequences of the batch, or the only one; what they have within and between them
 stands for the batch's sequences and pairs. All kernels are float32[n, S, S]: n networks, S = its sequences' tokens.
 
-What is dropped: the dependence between a layer's forward weights and the gradient that comes back through it, and the
-gradient's own fluctuations.
+Of the dependence between a layer's forward weights and the gradient that comes back through it, what the norm makes is
+kept: `_radial_share`. The rest is dropped, and so are the gradient's own fluctuations.
 """
 
 import os
@@ -25,9 +25,9 @@ from theory.activation import activation
 from theory.architecture import BLOCK_MATRICES, Architecture
 from theory.dual_activation import dual_activation
 from theory.embedding import embedding
-from theory.gram import random_rows, root
+from theory.gram import mirrored, random_rows, root, wishart_root
 from theory.positions import sinusoids
-from theory.random_attention import draw_attention, key_gradients, query_scores, uniform_attention
+from theory.random_attention import Heads, flat
 from theory.softmax_overlap import softmax_overlap
 
 
@@ -60,8 +60,8 @@ def predict(
     """
     if arch.tied:
         raise ValueError("tied: predict covers an untied head; got tied=True (bound and measure take both)")
-    for name, value in (("batch_size", batch_size), ("networks", 1 if networks is None else networks)):
-        if value < 1:
+    for name, value in (("batch_size", batch_size), ("networks", networks)):
+        if value is not None and value < 1:
             raise ValueError(f"{name}: must be at least 1, got {value}")
     if tokens is not None:
         tokens = np.asarray(tokens)
@@ -94,38 +94,61 @@ def predict(
 
 def _squares(arch: Architecture, batch: "_Batch", rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Every square that a Prediction has the root of, in the mean over one group of networks."""
-    coordinates, stream = _embed(arch, batch, rng)
-    places, passed = [stream], []
+    stream = _embed(arch, batch, rng)
+    variances, sublayers = [stream.observed_variance(arch, batch)], []
     for layer in range(arch.num_layers):
-        for sublayer in (_Attention, _FeedForward):
-            passed.append(sublayer.forward(arch, layer, batch, stream, rng))
-            increment, features = passed[-1].increment(arch, layer), passed[-1].features(arch)
-            coordinates, stream = _add(arch, coordinates, stream, increment, rng, features)
-            places.append(stream)
-    gradient, head = _upstream(arch, batch, stream)
+        for part in (_Attention, _FeedForward):
+            sublayer, rows = part.forward(arch, layer, stream.norm(arch), batch, rng)
+            stream = _add(stream, *random_rows(rng, rows, arch.d_model, stream.coordinates.shape[-1]))
+            variances.append(stream.observed_variance(arch, batch))
+            sublayers.append(sublayer)
+    after = stream.norm(arch)
+    gradient, head = _upstream(arch, batch, after)
+    radial = np.zeros_like(after.divisor)
     norms = [batch.trace(gradient)]
     squares = {kind: np.zeros(arch.num_layers) for kind in BLOCK_MATRICES}
-    for index in reversed(range(len(passed))):
-        increment, own = passed.pop().backward(arch, index // 2, batch, gradient, rng)
+    for index in reversed(range(len(sublayers))):
+        sublayer = sublayers.pop()
+        kept = np.minimum((sublayer.norm.divisor / after.divisor) ** 2, 1)
+        lost = (1 - radial) * (1 - kept)
+        increment, own = sublayer.backward(arch, index // 2, batch, gradient, lost, rng)
         for kind, square in own.items():
             squares[kind][index // 2] = square
-        gradient = gradient + increment * places[index].norm_jacobian(arch)
+        before = gradient + increment * sublayer.norm.jacobian(arch)
+        growth = np.einsum("nss->ns", before) / np.einsum("nss->ns", gradient)
+        radial, gradient, after = _radial_share(radial, kept, growth), before, sublayer.norm
         norms.append(batch.trace(gradient))
     return squares | {
         "embedding": np.array([_table_gradient(arch, batch, gradient)]),
         "head": np.array([head]),
-        "shortcut_std": np.array([place.observed_variance(arch, batch) for place in places]),
+        "shortcut_std": np.array(variances),
         "gradient_norm": arch.d_model * np.array(norms[::-1]),
     }
 
 
+def _radial_share(radial: np.ndarray, kept: np.ndarray, growth: np.ndarray) -> np.ndarray:
+    """E(g . x)^2 d / (|g|^2 |x|^2) at a place, from `radial`, what it is at the next one; 1 for a random direction.
+
+    At the last place it is 0: the last norm makes the loss blind to the length of x. A sub-layer's x' = x + f, g = g' +
+    J^T g' has J^T g' . x = 0 by its own norm, so g . x = g' . x; of x the share `kept` = |x|^2 / |x'|^2 lies along x',
+    where g' has its radial share, and the rest in a direction random to it. growth: |g|^2 / |g'|^2. All [n, S].
+    """
+    return (kept * radial + 1 - kept) / growth
+
+
+def _logit_variance(arch: Architecture) -> float:
+    """Largest over layers, for tokens of unit variance."""
+    return float(np.max(arch.d_model**2 * arch.std("attention.query") ** 2 * arch.std("attention.key") ** 2))
+
+
 def _enough(arch: Architecture, tokens: np.ndarray | None) -> int:
-    """Networks to follow: many where it costs little, or where narrowness or sharp attention sets them apart."""
-    logits = np.max(arch.d_model**2 * arch.std("attention.query") ** 2 * arch.std("attention.key") ** 2)
-    apart = max(16384 / arch.d_model, 16 * min(float(logits), 4.0)) * (64 / arch.seq_len) ** 1.5
-    cheap = 2**20 / (arch.num_layers * arch.seq_len**2)
+    """Networks to follow: more where depth and sharp attention set them apart or they are quick, fewer where wide."""
+    sharpness = min(_logit_variance(arch), 4.0)
+    wanted = 64 * (1 + sharpness * arch.num_layers / 6) * min(1.0, 1024 / arch.d_model) ** 4
+    size = 2 * arch.seq_len
+    affordable = 5e10 / (arch.num_layers * size**2 * (size + min(size, arch.d_model)))
     least = 2 if tokens is None else min(2 * len(tokens), 16)
-    return int(np.clip(max(apart, cheap), least, max(256, min(cheap, 1024))))
+    return int(np.clip(min(max(wanted, affordable / 100), affordable), least, 1024))
 
 
 def _representative_pairs(tokens: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -196,142 +219,123 @@ class _Batch:
 class _Stream:
     """The residual stream at one place.
 
-    kernel: K [n, S, S]. offset: mean over the coordinates that every network has, [S]; sinusoidal positions have one,
-    and LayerNorm takes it out.
+    coordinates: of each token over sqrt(d_model), along a frame of at most d_model axes that spans them, [n, S, axes].
+    The first axis is that of equal coordinates, so that its entry is the mean over the coordinates, which LayerNorm
+    takes out; the others are as random as the weights. kernel: K [n, S, S], their Gram matrix.
     """
 
+    coordinates: np.ndarray
     kernel: np.ndarray
-    offset: np.ndarray
 
-    def seen(self, arch: Architecture) -> np.ndarray:
-        """The kernel without what LayerNorm takes out of every network alike."""
-        return self.kernel - np.outer(self.offset, self.offset) if arch.norm == "layer_norm" else self.kernel
-
-    def variance(self, arch: Architecture) -> np.ndarray:
-        """Variance over the coordinates, as the norm sees it; LayerNorm takes the mean out: [n, S]."""
-        return np.einsum("nss->ns", self.seen(arch)) * (1 - _mean_share(arch))
-
-    def retained(self, arch: Architecture) -> np.ndarray:
-        """z's mean square: 1 but for the norm's epsilon."""
-        variance = self.variance(arch)
-        return variance / (variance + arch.norm_epsilon)
-
-    def correlation(self, arch: Architecture) -> np.ndarray:
-        seen = self.seen(arch)
-        return seen * _outer(1 / np.sqrt(np.einsum("nss->ns", seen)))
-
-    def normalized(self, arch: Architecture) -> np.ndarray:
-        """Kernel of z, the stream after a norm."""
-        return self.correlation(arch) * _outer(np.sqrt(self.retained(arch)))
-
-    def norm_jacobian(self, arch: Architecture) -> np.ndarray:
-        """tr(J_t J_t'^T) / d of the norm's Jacobian: 1 / (std std') times what the two projectors share."""
-        retained = self.retained(arch)
-        lost = retained[:, :, None] + retained[:, None, :] - _outer(retained) * self.correlation(arch) ** 2
-        shared = 1 - _mean_share(arch) - lost / arch.d_model
-        return shared * _outer(1 / np.sqrt(self.variance(arch) + arch.norm_epsilon))
+    def norm(self, arch: Architecture) -> "_Norm":
+        """The kernel after the norm, with what its Jacobian needs."""
+        seen = self.kernel
+        if arch.norm == "layer_norm":
+            seen = seen - _outer(self.coordinates[..., 0])
+        divisor = np.sqrt(np.einsum("nss->ns", seen) + np.float32(arch.norm_epsilon))
+        return _Norm(seen * _outer(1 / divisor), divisor)
 
     def observed_variance(self, arch: Architecture, batch: _Batch) -> float:
         """Variance about the mean over the whole batch, which is what one measures."""
         tokens = batch.size * arch.seq_len
-        free = self.kernel - np.outer(self.offset, self.offset)
-        mean_square = self.offset.mean(dtype=np.float64) ** 2 + batch.total(free) / tokens**2 / arch.d_model
-        return float(batch.trace(self.kernel) / tokens - mean_square)
+        return batch.trace(self.kernel) / tokens - batch.total(_outer(self.coordinates[..., 0])) / tokens**2
+
+
+@dataclass(frozen=True)
+class _Norm:
+    """kernel: of z, the stream after a norm, [n, S, S]. divisor: what the norm divides each token by, [n, S]."""
+
+    kernel: np.ndarray
+    divisor: np.ndarray
+
+    def jacobian(self, arch: Architecture) -> np.ndarray:
+        """tr(J_t J_t'^T) / d: 1 / (divisor divisor') times what the two projectors share."""
+        retained = np.einsum("nss->ns", self.kernel)  # 1 but for the norm's epsilon
+        lost = retained[:, :, None] + retained[:, None, :] - self.kernel**2
+        return (1 - _mean_share(arch) - lost / arch.d_model) * _outer(1 / self.divisor)
 
 
 def _mean_share(arch: Architecture) -> float:
     return 1 / arch.d_model if arch.norm == "layer_norm" else 0.0
 
 
-def _t(x: np.ndarray) -> np.ndarray:
-    return np.swapaxes(x, -1, -2)
-
-
 def _outer(values: np.ndarray) -> np.ndarray:
     return values[:, :, None] * values[:, None, :]
 
 
-def _embed(arch: Architecture, batch: _Batch, rng: np.random.Generator) -> tuple[np.ndarray, _Stream]:
-    """(coordinates, stream) at the first place, as `_add` has them."""
-    d, method = arch.d_model, embedding(arch.embedding)
-    networks, tokens, _ = batch.same_input.shape
-    sequences = len(batch.weight)
-    places = np.zeros((tokens, d), np.float32)
+def _embed(arch: Architecture, batch: _Batch, rng: np.random.Generator) -> _Stream:
+    """The stream at the first place."""
+    d, (networks, tokens, _) = arch.d_model, batch.same_input.shape
+    coordinates = np.zeros((networks, tokens, d if d <= 2 * tokens else 1 + tokens), np.float32)
     if arch.positions == "sinusoidal":
-        places += np.tile(sinusoids(arch.seq_len, d) / np.sqrt(d), (sequences, 1))
-    gram = places @ places.T
-    coordinates = np.tile(places if d <= 2 * tokens else root(gram), (networks, 1, 1))
-    stream = _Stream(np.tile(gram, (networks, 1, 1)), d**0.5 * places.mean(axis=-1))
-    size, length = (arch.std("embedding")[0] * arch.evaluate(method.multiplier)) ** 2, None
-    if method.layer_norm:
-        variance = size * (1 - _mean_share(arch))
-        size = length = variance / (variance + arch.norm_epsilon)
-    coordinates, stream = _add(arch, coordinates, stream, batch.same_input * np.float32(size), rng, length=length)
-    if arch.positions == "learned":
-        own = np.tile(np.eye(arch.seq_len, dtype=np.float32), (networks, sequences, sequences))
-        own *= np.float32(arch.std("position")[0] ** 2)
-        coordinates, stream = _add(arch, coordinates, stream, own, rng)
-    return coordinates, stream
-
-
-def _add(
-    arch: Architecture,
-    coordinates: np.ndarray,
-    stream: _Stream,
-    increment: np.ndarray,
-    rng: np.random.Generator,
-    features: int | None = None,
-    length: float | None = None,
-) -> tuple[np.ndarray, _Stream]:
-    """(coordinates, stream) after Gaussian rows with `increment` as their expected kernel are added.
-
-    coordinates: of each token over sqrt(d_model), along a frame of at most d_model axes that spans them, [n, S, axes].
-    features: how many coordinates the rows' weights act on, which vary themselves; None where they are given.
-    length: mean square that each row is brought to.
-    """
-    along, beside = random_rows(rng, increment, features, arch.d_model, coordinates.shape[-1])
-    if length is not None:
+        code = sinusoids(arch.seq_len, d) / np.sqrt(d)
+        frame = np.linalg.qr(np.column_stack([np.ones(d), code.T])).Q
+        coordinates[..., : frame.shape[1]] = np.tile(code @ frame, (len(batch.weight), 1))
+    stream = _Stream(coordinates, coordinates @ coordinates.mT)
+    size = np.float32(_row_size(arch))
+    along, beside = random_rows(rng, root(batch.same_input * size), d, coordinates.shape[-1])
+    if embedding(arch.embedding).layer_norm:
+        if arch.norm == "layer_norm":
+            along[..., 0] = 0
         own = np.sum(along**2, axis=-1, keepdims=True) + np.sum(beside**2, axis=-1, keepdims=True)
-        along, beside = (rows * np.sqrt(np.float32(length) / own) for rows in (along, beside))
-    coordinates = coordinates + along
-    kernel = coordinates @ _t(coordinates)
-    if beside.shape[-1]:
-        kernel += beside @ _t(beside)
-        coordinates = root(kernel)
-    return coordinates, _Stream(kernel, stream.offset)
+        divisor = np.sqrt(own + np.float32(arch.norm_epsilon))
+        along, beside = along / divisor, beside / divisor
+    stream = _add(stream, along, beside)
+    if arch.positions == "learned":
+        own = np.tile(np.eye(arch.seq_len, dtype=np.float32), (networks, len(batch.weight), len(batch.weight)))
+        own *= np.float32(arch.std("position")[0] ** 2)
+        stream = _add(stream, *random_rows(rng, root(own), d, coordinates.shape[-1]))
+    return stream
+
+
+def _row_size(arch: Architecture) -> float:
+    """Mean square of a coordinate of the embedding's output, before its norm where it has one."""
+    return float(arch.std("embedding")[0] * arch.evaluate(embedding(arch.embedding).multiplier)) ** 2
+
+
+def _add(stream: _Stream, along: np.ndarray, beside: np.ndarray) -> _Stream:
+    """The stream after rows are added, with those coordinates and a root of what their Gram matrix has beside them."""
+    coordinates = stream.coordinates + along
+    if not beside.shape[-1]:
+        return _Stream(coordinates, coordinates @ coordinates.mT)
+    first, others = coordinates[..., :1], coordinates[..., 1:]
+    kernel = others @ others.mT + beside @ beside.mT
+    return _Stream(np.concatenate([first, root(kernel)], axis=-1), kernel + first @ first.mT)
 
 
 @dataclass(frozen=True)
 class _FeedForward:
     """K += d_ff s_2^2 E[F F'];  G += (d s_1^2)(d_ff s_2^2) E[F' F''] o G through the norm."""
 
-    normalized: np.ndarray
+    norm: _Norm
     hidden: np.ndarray
     slope: np.ndarray
 
     @staticmethod
     def forward(
-        arch: Architecture, layer: int, batch: _Batch, stream: _Stream, rng: np.random.Generator
-    ) -> "_FeedForward":
-        function, correlation = activation(arch.activation), stream.correlation(arch)
-        std = np.sqrt(np.float32(arch.d_model * arch.std("feed_forward.up")[layer] ** 2) * stream.retained(arch))
-        hidden, slope = (dual_activation(function, std, std, correlation, derivative) for derivative in (False, True))
-        return _FeedForward(stream.normalized(arch), hidden, slope)
-
-    @staticmethod
-    def features(arch: Architecture) -> int:
-        return arch.ff_width
-
-    def increment(self, arch: Architecture, layer: int) -> np.ndarray:
-        return self.hidden * np.float32(arch.ff_width * arch.std("feed_forward.down")[layer] ** 2)
+        arch: Architecture, layer: int, norm: _Norm, batch: _Batch, rng: np.random.Generator
+    ) -> tuple["_FeedForward", np.ndarray]:
+        """The sub-layer, and the rows [n, S, k] that a Gaussian matrix of unit variance makes its output of."""
+        before = norm.kernel * np.float32(arch.d_model * arch.std("feed_forward.up")[layer] ** 2)
+        hidden, slope = dual_activation(activation(arch.activation), before)
+        std = np.float32(np.sqrt(arch.ff_width) * arch.std("feed_forward.down")[layer])
+        rows = root(hidden) @ mirrored(wishart_root(rng, len(hidden) // 2, hidden.shape[-1], arch.ff_width))
+        return _FeedForward(norm, hidden, slope), rows * std
 
     def backward(
-        self, arch: Architecture, layer: int, batch: _Batch, gradient: np.ndarray, rng: np.random.Generator
+        self,
+        arch: Architecture,
+        layer: int,
+        batch: _Batch,
+        gradient: np.ndarray,
+        lost: np.ndarray,
+        rng: np.random.Generator,
     ) -> tuple[np.ndarray, dict[str, float]]:
+        """(increment of the gradient kernel before the norm's Jacobian, squares of the matrices' gradients)."""
         d, width = arch.d_model, arch.ff_width
         inner = gradient * self.slope * np.float32(d * arch.std("feed_forward.down")[layer] ** 2)
         squares = {
-            "feed_forward.up": d * width * batch.total(inner * self.normalized),
+            "feed_forward.up": d * width * batch.total(inner * self.norm.kernel),
             "feed_forward.down": d * width * batch.total(gradient * self.hidden),
         }
         return inner * np.float32(width * arch.std("feed_forward.up")[layer] ** 2), squares
@@ -341,92 +345,88 @@ class _FeedForward:
 class _Attention:
     """K += (d s_V^2)(d s_O^2) A C A^T;  G += value path A^T G A, and score path through queries and keys.
 
-    Some of a network's heads are drawn, all as rows of one long list. tokens: a root of `normalized`. mixed: A C A^T in
-    the mean over all heads. attention: float32[n * heads, sequences, T, T]. queries, keys: over sqrt(d_head),
-    [n * heads, sequences, T, d_head].
+    heads: all of a narrow model's; of a wide one's, whose mean varies less, as many as its attention is sharp. mixed:
+    o o^T in the mean over all heads and their coordinates, A C A^T on average.
     """
 
-    normalized: np.ndarray
-    tokens: np.ndarray
+    norm: _Norm
     mixed: np.ndarray
-    attention: np.ndarray
-    queries: np.ndarray
-    keys: np.ndarray
+    heads: Heads
 
     @staticmethod
     def forward(
-        arch: Architecture, layer: int, batch: _Batch, stream: _Stream, rng: np.random.Generator
-    ) -> "_Attention":
-        z = stream.normalized(arch)
-        tokens, heads = root(z), int(np.clip(arch.seq_len // 64, 1, arch.num_heads))
-        query, key = (arch.d_model * arch.std(f"attention.{name}")[layer] ** 2 for name in ("query", "key"))
-        shape = (heads * len(z), len(batch.weight), arch.seq_len, -1)
-        each = np.repeat(tokens, heads, axis=0).reshape(shape)
-        drawn = draw_attention(rng, each, arch.d_head, query, key, arch.positions == "rope")
-        own = _mean_of(_sandwich(drawn[0], np.repeat(z, heads, axis=0)), z)
-        flat = _sandwich(uniform_attention(arch.seq_len).astype(np.float32), z, len(batch.weight))
-        expected = flat + (own - flat).mean(axis=0)
-        mixed = expected + np.float32((heads / arch.num_heads) ** 0.5) * (own - expected)
-        return _Attention(z, tokens, mixed, *drawn)
-
-    @staticmethod
-    def features(arch: Architecture) -> int:
-        return arch.kv_heads * arch.d_head
-
-    def increment(self, arch: Architecture, layer: int) -> np.ndarray:
-        value, output = (arch.d_model * arch.std(f"attention.{name}")[layer] ** 2 for name in ("value", "output"))
-        return self.mixed * np.float32(value * output)
+        arch: Architecture, layer: int, norm: _Norm, batch: _Batch, rng: np.random.Generator
+    ) -> tuple["_Attention", np.ndarray]:
+        """As the feed-forward's."""
+        query, key, value, output = (
+            arch.d_model * arch.std(f"attention.{name}")[layer] ** 2 for name in ("query", "key", "value", "output")
+        )
+        drawn = max(2**18 // arch.d_model // arch.d_head, int(8 * min(_logit_variance(arch), 4.0)), 1)
+        group = min(arch.num_heads // arch.kv_heads, drawn)
+        groups = min(arch.kv_heads, drawn // group)
+        heads = Heads.draw(
+            rng,
+            root(norm.kernel),
+            len(batch.weight),
+            (groups, group, arch.d_head),
+            (query, key),
+            arch.positions == "rope",
+        )
+        if groups * group == arch.num_heads:
+            rows = flat(heads.attention() @ heads.values) * np.float32(arch.num_heads**-0.5)
+        else:
+            rows = root(_sandwich(heads.attention(), norm.kernel))
+            rows = rows @ mirrored(wishart_root(rng, len(rows) // 2, rows.shape[-1], arch.kv_heads * arch.d_head))
+        return _Attention(norm, rows @ rows.mT, heads), rows * np.float32(np.sqrt(value * output))
 
     def backward(
-        self, arch: Architecture, layer: int, batch: _Batch, gradient: np.ndarray, rng: np.random.Generator
+        self,
+        arch: Architecture,
+        layer: int,
+        batch: _Batch,
+        gradient: np.ndarray,
+        lost: np.ndarray,
+        rng: np.random.Generator,
     ) -> tuple[np.ndarray, dict[str, float]]:
-        d, z = arch.d_model, self.normalized
+        """As the feed-forward's."""
+        d, z = arch.d_model, self.norm.kernel
         query, key, value, output = (
             np.float32(arch.std(f"attention.{name}")[layer] ** 2) for name in ("query", "key", "value", "output")
         )
         reaching, gain = gradient * np.float32(d * output), np.float32(d * d * value)
-        heads, rope = len(self.attention) // len(z), arch.positions == "rope"
-        each, tokens, gradients = (np.repeat(x, heads, axis=0) for x in (reaching, self.tokens, root(reaching)))
-        values = _mean_of(_sandwich(_t(self.attention), each), z)
-        queries = _mean_of(query_scores(rng, self.attention, self.keys, tokens, rope), z) * reaching * gain
-        keys = _mean_of(key_gradients(rng, self.attention, self.queries, tokens, gradients, rope), z) * gain
-        at_queries = d * batch.total(queries * z)
+        attention = self.heads.attention()
+        values = _sandwich(attention.mT, reaching)
+        queries, keys = self.heads.score_gradients(rng, attention, root(reaching), lost, arch.num_heads)
         squares = {
-            "attention.query": at_queries,
-            "attention.key": at_queries * float(query / key),
+            "attention.query": d * float(gain) * batch.total(queries * z),
+            "attention.key": d * float(gain) * batch.total(keys * z),
             "attention.value": d * d * batch.total(values * z),
             "attention.output": d * d * d * float(value) * batch.total(gradient * self.mixed),
         }
-        return values * (d * value) + queries * query + keys * key, squares
+        return values * (d * value) + (queries * query + keys * key) * gain, squares
 
 
-def _mean_of(kernels: np.ndarray, networks: np.ndarray) -> np.ndarray:
-    """Mean over the heads of each network: [n * heads, S, S] to [n, S, S]."""
-    return kernels.reshape(len(networks), -1, *kernels.shape[1:]).mean(axis=1)
-
-
-def _sandwich(matrix: np.ndarray, kernel: np.ndarray, sequences: int | None = None) -> np.ndarray:
-    """M K M^T of a kernel [n, S, S], M block-diagonal with the matrices [n, sequences, T, T] of its sequences."""
-    sequences = matrix.shape[1] if sequences is None else sequences
+def _sandwich(matrices: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """M K M^T of a kernel [n, S, S] in the mean over heads, M block-diagonal with [n, heads, sequences, T, T]."""
+    n, heads, sequences, seq_len, _ = matrices.shape
+    kernel = kernel[:, None]
     for _ in range(2):
-        rows = kernel.reshape(len(kernel), sequences, matrix.shape[-1], -1)
-        kernel = _t((matrix @ rows).reshape(kernel.shape))
-    return kernel
+        rows = kernel.reshape(n, -1, sequences, seq_len, sequences * seq_len)
+        kernel = (matrices @ rows).reshape(n, heads, sequences * seq_len, -1).mT
+    return kernel.mean(axis=1)
 
 
-def _upstream(arch: Architecture, batch: _Batch, stream: _Stream) -> tuple[np.ndarray, float]:
+def _upstream(arch: Architecture, batch: _Batch, norm: _Norm) -> tuple[np.ndarray, float]:
     """(gradient kernel at the last place, square of the head's gradient norm), from that of softmax minus one-hot.
 
     E[p_t . p_t'] by `softmax_overlap`; a target's probability is 1 / V on average.
     """
-    d, size, tokens = arch.d_model, arch.vocab_size, batch.size * arch.seq_len
+    d, tokens = arch.d_model, batch.size * arch.seq_len
     gain = arch.logit_scale**2 * arch.std("head")[0] ** 2
-    z = stream.normalized(arch)
-    variance = gain * d * float(np.einsum("nss->ns", z).mean(dtype=np.float64))
-    overlap = softmax_overlap(variance, stream.correlation(arch), size)
-    error = (overlap - 2 / size + batch.same_target) / tokens**2
-    head = arch.logit_scale**2 * d * batch.total(error * z)
-    return error * np.float32(gain) * stream.norm_jacobian(arch), head
+    overlap = softmax_overlap(norm.kernel * np.float32(gain * d), arch.vocab_size)
+    error = (overlap - 2 / arch.vocab_size + batch.same_target) / tokens**2
+    head = arch.logit_scale**2 * d * batch.total(error * norm.kernel)
+    return error * np.float32(gain) * norm.jacobian(arch), head
 
 
 def _table_gradient(arch: Architecture, batch: _Batch, gradient: np.ndarray) -> float:
@@ -434,8 +434,6 @@ def _table_gradient(arch: Architecture, batch: _Batch, gradient: np.ndarray) -> 
     method = embedding(arch.embedding)
     factor = arch.evaluate(method.multiplier) ** 2 * arch.evaluate(method.gradient_share) ** 2
     if method.layer_norm:
-        size = (arch.std("embedding")[0] * arch.evaluate(method.multiplier)) ** 2
-        variance = size * (1 - _mean_share(arch))
-        lost = 1 / arch.d_model + _mean_share(arch)
-        factor *= (1 - lost) / (variance + arch.norm_epsilon)
+        share = _mean_share(arch)
+        factor *= (1 - 1 / arch.d_model - share) / (_row_size(arch) * (1 - share) + arch.norm_epsilon)
     return arch.d_model * factor * batch.total(gradient * batch.same_input)

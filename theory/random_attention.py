@@ -1,102 +1,102 @@
-"""Causal attention at initialisation as a random matrix: the moments that carry kernels through it, both ways.
+"""Causal attention at initialisation as a random matrix, drawn head by head without a model.
 
-Given the kernel C of one network's tokens, queries and keys are Gaussian with C as their covariance in each of d_head
-coordinates, so the attention matrix A = softmax(q k^T / sqrt(d_head)) can be drawn head by head without a model. The
-value path carries kernels as A C A^T and A^T G A; the score path is that head's own backward pass, for gradients and
-values drawn from their kernels.
+Given the kernel C of one network's tokens, queries, keys and values are Gaussian with C as their covariance in each of
+d_head coordinates, so that A = softmax(q k^T / sqrt(d_head)) and the outputs o = A v follow. The value path carries
+gradients as A^T G A; the score path is the heads' own backward pass, for gradients drawn from their kernel.
 """
 
-import math
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from theory.positions import rope_angles
 
 
-def draw_attention(
-    rng: np.random.Generator,
-    tokens: np.ndarray,
-    d_head: int,
-    query_variance: float,
-    key_variance: float,
-    rope: bool,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(attention, queries, keys) of one head in each of n networks for `tokens` float32[n, ..., T, k].
+@dataclass(frozen=True)
+class Heads:
+    """Some heads of n networks: queries, keys and values over sqrt(d_head), [n, heads, sequences, T, d_head].
 
-    tokens: a root of the normalised tokens' kernel. attention: float32[n, ..., T, T]. queries, keys: q and k over
-    sqrt(d_head), float32[n, ..., T, d_head], positions' rotation included. query_variance, key_variance: of a
-    coordinate of q and k for a token of unit variance, d_model times the weights' variance. The second half of the
-    networks has the first half's -q, so that all odd orders of the logits cancel. Weights are shared along the axes
-    between.
+    rope: queries and keys are turned by their positions.
     """
-    n, width = len(tokens), tokens.shape[-1]
-    projected = []
-    for variance, sign in ((query_variance, -1), (key_variance, 1)):
-        weights = rng.standard_normal((n // 2, width, d_head), dtype=np.float32) * np.float32(
-            np.sqrt(variance / d_head)
-        )
-        weights = np.concatenate([weights, sign * weights])
-        x = tokens @ weights.reshape(n, *(1,) * (tokens.ndim - 3), width, d_head)
-        projected.append(rotate(x) if rope else x)
-    query, key = projected
-    return causal_softmax(query @ _t(key) * np.float32(np.sqrt(d_head))), query, key
+
+    queries: np.ndarray
+    keys: np.ndarray
+    values: np.ndarray
+    rope: bool
+
+    @staticmethod
+    def draw(
+        rng: np.random.Generator,
+        tokens: np.ndarray,
+        sequences: int,
+        shape: tuple[int, int, int],
+        variances: tuple[float, float],
+        rope: bool,
+    ) -> "Heads":
+        """Heads for tokens with that root [n, S, k] of their normalised kernel.
+
+        shape: groups, heads a group, d_head; a group has one key and one value. variances: of a coordinate of q and of
+        k for a token of unit variance, d_model times the weights' variance; values have 1. The second half of the
+        networks has the first half's -q, so that all odd orders of the logits cancel.
+        """
+        n, _, inner = tokens.shape
+        groups, group, d_head = shape
+        projected = []
+        for count, variance, sign in ((groups * group, variances[0], -1), (groups, variances[1], 1), (groups, 1, 1)):
+            weights = rng.standard_normal((n // 2, inner, count * d_head), dtype=np.float32)
+            weights *= np.float32(np.sqrt(variance / d_head))
+            x = tokens @ np.concatenate([weights, sign * weights])
+            projected.append(_split(x, sequences, count))
+        queries, keys, values = projected
+        if rope:
+            queries, keys = rotate(queries), rotate(keys)
+        return Heads(queries, np.repeat(keys, group, axis=1), np.repeat(values, group, axis=1), rope)
+
+    def attention(self) -> np.ndarray:
+        """A float32[n, heads, sequences, T, T]."""
+        return causal_softmax(self.queries @ self.keys.mT * np.float32(np.sqrt(self.queries.shape[-1])))
+
+    def score_gradients(
+        self, rng: np.random.Generator, attention: np.ndarray, gradients: np.ndarray, lost: np.ndarray, num_heads: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Kernels of dL/dq and dL/dk, before RoPE and in the mean over heads, float32[n, S, S] each.
+
+        attention: A of these heads. gradients: root [n, S, k] of the kernel of dL/do. lost: [n, S], which share of its
+        variance dL/do lacks along the token's own outputs, of all `num_heads` heads together. The gradient of a key
+        that several heads have is the sum of theirs, and so is its kernel, as their dL/do are independent.
+        """
+        n, heads, sequences, seq_len, d_head = self.values.shape
+        outputs = attention @ self.values
+        weights = rng.standard_normal((n, gradients.shape[-1], heads * d_head), dtype=np.float32)
+        g = _split(gradients @ weights, sequences, heads)
+        lost = lost.reshape(n, 1, sequences, seq_len, 1)
+        along = (g * outputs).sum(axis=(1, 4), keepdims=True) / (outputs**2).sum(axis=(1, 4), keepdims=True)
+        g = g - (1 - np.sqrt(1 - lost * np.float32(heads / num_heads))) * along * outputs
+        g /= np.sqrt(1 - lost / np.float32(num_heads * d_head))
+        scores = attention * (g @ self.values.mT - (g * outputs).sum(axis=-1, keepdims=True))
+        queries, keys = scores @ self.keys, scores.mT @ self.queries
+        if self.rope:
+            queries, keys = rotate(queries, -1), rotate(keys, -1)
+        return gram(queries) / np.float32(heads), gram(keys) / np.float32(heads)
 
 
-def query_scores(
-    rng: np.random.Generator, attention: np.ndarray, keys: np.ndarray, tokens: np.ndarray, rope: bool
-) -> np.ndarray:
-    """What a gradient kernel is multiplied by on its way to the queries: float32[n, S, S].
-
-    dL/dq_t = M_t g_t for the output's gradient g_t, with M_t the covariance under row t of A between keys and values;
-    this is tr(M_t M_t'^T) before RoPE, for values of unit weights' variance. attention, keys: as drawn. tokens: root
-    [n, S, k] of the tokens' kernel, from which some coordinates of the values are drawn.
-    """
-    keys = _thinned(keys)
-    n, sequences, seq_len, width = keys.shape
-    count = max(1, 512 // width)
-    weights = rng.standard_normal((n, tokens.shape[-1], count), dtype=np.float32)
-    values = (tokens @ weights * np.float32(count**-0.5)).reshape(n, sequences, seq_len, 1, count)
-    products = (keys[..., None] * values).reshape(n, sequences, seq_len, -1)
-    means = [attention @ x.reshape(n, sequences, seq_len, -1) for x in (keys, values)]
-    covariance = (attention @ products).reshape(n, sequences, seq_len, width, count)
-    covariance -= means[0][..., None] * means[1][..., None, :]
-    if rope:
-        covariance = np.swapaxes(rotate(np.moveaxis(covariance, -1, -3), -1), -3, -2)
-    rows = covariance.reshape(n, sequences * seq_len, -1)
-    return rows @ _t(rows)
+def flat(rows: np.ndarray) -> np.ndarray:
+    """Rows of all heads side by side: [n, heads, sequences, T, k] to [n, S, heads k]."""
+    n, _, sequences, seq_len, _ = rows.shape
+    return np.moveaxis(rows, 1, 3).reshape(n, sequences * seq_len, -1)
 
 
-def key_gradients(
-    rng: np.random.Generator,
-    attention: np.ndarray,
-    queries: np.ndarray,
-    tokens: np.ndarray,
-    gradients: np.ndarray,
-    rope: bool,
-) -> np.ndarray:
-    """Kernel of dL/dk, before RoPE and over d_head coordinates, float32[n, S, S], for values of unit weights' variance.
-
-    attention, queries: as drawn. tokens, gradients: roots [n, S, k] of the kernels of the tokens and of the head's
-    output gradient, from which one draw of both is taken.
-    """
-    queries = _thinned(queries)
-    n, sequences, seq_len, width = queries.shape
-    g, v = (
-        (x @ rng.standard_normal((n, x.shape[-1], width), dtype=np.float32)).reshape(queries.shape)
-        for x in (gradients, tokens)
-    )
-    weighted = attention * (g @ _t(v))
-    scores = weighted - attention * weighted.sum(axis=-1, keepdims=True)
-    rows = _t(scores) @ queries
-    rows = (rotate(rows, -1) if rope else rows).reshape(n, sequences * seq_len, width)
-    return rows @ _t(rows) * np.float32(1 / width)
+def gram(rows: np.ndarray) -> np.ndarray:
+    """Gram matrices [n, S, S] of rows [n, heads, sequences, T, k], summed over heads."""
+    flattened = flat(rows)
+    return flattened @ flattened.mT
 
 
-def _thinned(rows: np.ndarray) -> np.ndarray:
-    """About 32 coordinates that stand for a wide head's [..., d_head]; RoPE's are those of a narrower head."""
-    d_head = rows.shape[-1]
-    stride = math.gcd(d_head // 2, max(1, d_head // 32))
-    return rows[..., ::stride] * np.float32(stride**0.5)
+def _split(rows: np.ndarray, sequences: int, heads: int) -> np.ndarray:
+    """The inverse of `flat`."""
+    n, tokens, width = rows.shape
+    return np.moveaxis(rows.reshape(n, sequences, tokens // sequences, heads, width // heads), 3, 1)
 
 
 def uniform_attention(seq_len: int) -> np.ndarray:
@@ -116,11 +116,13 @@ def rotate(x: np.ndarray, direction: int = 1) -> np.ndarray:
 
     direction: -1 turns back.
     """
-    angles = direction * rope_angles(*x.shape[-2:])
-    cos, sin = np.cos(angles).astype(x.dtype), np.sin(angles).astype(x.dtype)
+    cos, sin = (part.astype(x.dtype) for part in _turns(*x.shape[-2:]))
     first, second = np.split(x, 2, axis=-1)
+    sin = sin * x.dtype.type(direction)
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
-def _t(x: np.ndarray) -> np.ndarray:
-    return np.swapaxes(x, -1, -2)
+@lru_cache(maxsize=8)
+def _turns(seq_len: int, d_head: int) -> tuple[np.ndarray, np.ndarray]:
+    angles = rope_angles(seq_len, d_head)
+    return np.cos(angles), np.sin(angles)

@@ -13,14 +13,17 @@ LARGEST_VARIANCE = 64.0
 """above it one logit has nearly all the probability, and the overlap hardly changes any more"""
 
 
-def softmax_overlap(variance: float, correlation: np.ndarray, vocab_size: int) -> np.ndarray:
-    """E[sum_v p_v p'_v], of correlation's shape and dtype.
+def softmax_overlap(covariance: np.ndarray, vocab_size: int) -> np.ndarray:
+    """E[sum_v p_v p'_v] for pairs of tokens, of the shape [..., T, T] and dtype of their logits' covariance.
 
-    The logits z_v, z'_v are independent over v and have that variance and correlation in -1..1 with each other.
+    The logits z_v, z'_v are independent over v. The variances may differ a little from token to token: their mean is
+    taken, to four digits, and the covariances as correlations.
     """
-    variance = min(float(f"{variance:.4g}"), LARGEST_VARIANCE)
-    coefficients = _series(variance, vocab_size).astype(correlation.dtype)
-    return np.exp(np.polyval(coefficients, np.clip(correlation, -1, 1)))
+    variances = np.einsum("...tt->...t", covariance)
+    variance = min(float(f"{variances.mean(dtype=np.float64):.4g}"), LARGEST_VARIANCE)
+    std = np.sqrt(variances)
+    correlation = np.clip(covariance / (std[..., :, None] * std[..., None, :]), -1, 1)
+    return np.exp(np.polyval(_series(variance, vocab_size).astype(correlation.dtype), correlation))
 
 
 @lru_cache(maxsize=64)

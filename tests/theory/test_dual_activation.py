@@ -33,9 +33,8 @@ def by_quadrature(function, first, second, correlation):
 def test_equals_two_dimensional_quadrature(name, derivative, std, correlation):
     activation = ACTIVATIONS[name]
     expected = by_quadrature(activation.numeric[derivative], std, std, correlation)
-    one = np.array([std])
-    actual = dual_activation(activation, one, one, np.array([[correlation]]), derivative)
-    np.testing.assert_allclose(actual, expected, rtol=3e-4)
+    actual = dual_activation(activation, std**2 * np.array([[1, correlation], [correlation, 1]]))[derivative]
+    np.testing.assert_allclose(actual[0, 1], expected, rtol=3e-4)
 
 
 @pytest.mark.parametrize("name", ["gelu", "silu", "relu"])
@@ -43,14 +42,15 @@ def test_unequal_standard_deviations(name):
     """Tokens whose variance differs by a tenth, as a norm's epsilon makes them, are off by less than a per mille."""
     activation = ACTIVATIONS[name]
     expected = by_quadrature(activation.numeric[0], 0.6, 0.66, 0.4)
-    actual = dual_activation(activation, np.array([0.6]), np.array([0.66]), np.array([[0.4]]))
-    np.testing.assert_allclose(actual, expected, rtol=1e-3)
+    covariance = 0.4 * 0.6 * 0.66
+    actual, _ = dual_activation(activation, np.array([[0.6**2, covariance], [covariance, 0.66**2]]))
+    np.testing.assert_allclose(actual[0, 1], expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_is_the_second_moment_for_equal_tokens(name):
     std = np.array([0.3, 0.33])
-    dual = dual_activation(ACTIVATIONS[name], std, std, np.ones((2, 2)))
+    dual, _ = dual_activation(ACTIVATIONS[name], np.outer(std, std))
     function = ACTIVATIONS[name].numeric[0]
     for place, own in enumerate(std):
         expected, _ = integrate.quad(lambda x, own=own: function(own * x) ** 2 * stats.norm.pdf(x), -9, 9, points=[0])
@@ -58,9 +58,9 @@ def test_is_the_second_moment_for_equal_tokens(name):
 
 
 def test_a_function_of_ones_own():
-    """E[sin(x) sin(y)] = exp(-1) sinh(correlation), a closed form."""
+    """E[sin(x) sin(y)] = exp(-1) sinh(correlation) and E[cos(x) cos(y)] = exp(-1) cosh(correlation)."""
     sine = Activation("sine", sp.sin(u), "a test")
-    one, correlation = np.ones(3), np.array([[1.0, 0.3, -0.8], [0.3, 1.0, 0.0], [-0.8, 0.0, 1.0]])
-    np.testing.assert_allclose(
-        dual_activation(sine, one, one, correlation), np.exp(-1) * np.sinh(correlation), atol=1e-4
-    )
+    correlation = np.array([[1.0, 0.3, -0.8], [0.3, 1.0, 0.0], [-0.8, 0.0, 1.0]])
+    values, slopes = dual_activation(sine, correlation)
+    np.testing.assert_allclose(values, np.exp(-1) * np.sinh(correlation), atol=1e-4)
+    np.testing.assert_allclose(slopes, np.exp(-1) * np.cosh(correlation), atol=1e-4)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from theory.gram import random_rows, root, wishart_root
+from theory.gram import mirrored, random_rows, root, wishart_root
 
 DRAWS = 4000
 
@@ -45,10 +45,11 @@ def test_wishart_root_has_the_mean_and_the_spread(size, degrees):
 @pytest.mark.parametrize(("d_model", "span"), [(6, 6), (40, 6), (40, 40), (7, 6)])
 def test_rows_have_the_kernel_and_the_spread_of_their_width(d_model, span, features):
     """Var of a row's square = c^2 (2/d + 2/f + 4/(d f)), whatever part of it lies along the frame."""
-    kernel = np.array([[2.0, 0.5], [0.5, 1.0]], np.float32)
-    along, beside = random_rows(
-        np.random.default_rng(0), np.broadcast_to(kernel, (DRAWS, 2, 2)), features, d_model, span
-    )
+    kernel, rng = np.array([[2.0, 0.5], [0.5, 1.0]], np.float32), np.random.default_rng(0)
+    rows = np.broadcast_to(np.linalg.cholesky(kernel), (DRAWS, 2, 2))
+    if features is not None:
+        rows = rows @ mirrored(wishart_root(rng, DRAWS // 2, 2, features))
+    along, beside = random_rows(rng, rows, d_model, span)
     assert along.shape == (DRAWS, 2, span)
     gram = along @ np.swapaxes(along, -1, -2) + beside @ np.swapaxes(beside, -1, -2)
     np.testing.assert_allclose(gram.mean(axis=0), kernel, atol=0.08)
@@ -58,8 +59,8 @@ def test_rows_have_the_kernel_and_the_spread_of_their_width(d_model, span, featu
 
 
 def test_the_second_half_has_the_opposite_rows_and_the_same_gram():
-    kernel = np.broadcast_to(np.eye(3, dtype=np.float32), (10, 3, 3))
-    along, beside = random_rows(np.random.default_rng(0), kernel, 5, 8, 4)
+    rows = np.broadcast_to(np.eye(3, dtype=np.float32), (10, 3, 3))
+    along, beside = random_rows(np.random.default_rng(0), rows, 8, 4)
     np.testing.assert_array_equal(along[:5], -along[5:])
     np.testing.assert_array_equal(beside[:5], beside[5:])
 

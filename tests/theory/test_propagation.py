@@ -8,7 +8,7 @@ from theory import Architecture, Initialization, predict
 from theory.embedding import EMBEDDINGS
 from theory.initialization import INITIALIZATIONS
 from theory.notation import fan_in
-from theory.propagation import _Attention, _Batch, _representative_pairs, _Stream
+from theory.propagation import _Attention, _Batch, _embed, _representative_pairs, _Stream
 from theory.random_attention import uniform_attention
 
 
@@ -100,21 +100,33 @@ def test_pairs_are_of_different_sequences_and_take_all_alike(sequences, count):
     assert each.max() == each.min()
 
 
-@pytest.mark.parametrize("seq_len", [4, 128])  # the longer one draws two heads a network
-def test_attention_without_logits_is_each_networks_own_average(seq_len):
+FLAT = Initialization("flat", default=1 / sp.sqrt(fan_in), std={"attention.query": sp.Float(1e-9)}, source="none")
+
+
+@pytest.mark.parametrize(("d_model", "kv_heads"), [(64, 4), (64, 1), (2048, 2)])  # of the widest, some heads are drawn
+def test_attention_without_logits_averages_values_of_their_own_width(d_model, kv_heads):
+    """A C A^T on average; what the first token has is |v|^2 over d_head coordinates of each value head."""
     arch = Architecture(
-        num_layers=1, d_model=64, num_heads=4, seq_len=seq_len, positions="none", norm="rms_norm", norm_epsilon=0.0,
-        initialization=Initialization(
-            "flat", default=1 / sp.sqrt(fan_in), std={"attention.query": sp.Float(1e-9)}, source="none"
-        ),
+        num_layers=1, d_model=d_model, num_heads=4, num_kv_heads=kv_heads, seq_len=4, positions="none",
+        norm="rms_norm", norm_epsilon=0.0, initialization=FLAT,
     )  # fmt: skip
-    rng = np.random.default_rng(0)
-    rows = rng.standard_normal((6, 2 * seq_len, 64), dtype=np.float32)
-    stream = _Stream(rows @ np.swapaxes(rows, -1, -2), np.zeros(2 * seq_len))
-    batch = _Batch.of(arch, 2, np.zeros((6, 2, seq_len + 1), int), random=False)
-    mean = np.kron(np.eye(2), uniform_attention(seq_len))
-    made = _Attention.forward(arch, 0, batch, stream, rng)
-    np.testing.assert_allclose(made.mixed, mean @ stream.correlation(arch) @ mean.T, atol=1e-4)
+    rng, networks = np.random.default_rng(0), 2000
+    rows = rng.standard_normal((1, 8, 64), dtype=np.float32).repeat(networks, axis=0)
+    norm = _Stream(rows, rows @ rows.mT).norm(arch)
+    batch = _Batch.of(arch, 2, np.zeros((networks, 2, 5), int), random=False)
+    mean = np.kron(np.eye(2), uniform_attention(4))
+    made, _ = _Attention.forward(arch, 0, norm, batch, rng)
+    np.testing.assert_allclose(made.mixed.mean(axis=0), mean @ norm.kernel[0] @ mean.T, atol=0.06)
+    np.testing.assert_allclose(made.mixed[: networks // 2, 0, 0].var() * kv_heads * arch.d_head / 2, 1, rtol=0.2)
+
+
+@pytest.mark.parametrize("d_model", [8, 40])  # 2 x 4 tokens: all axes are followed, or those that they span
+def test_rows_of_a_normalised_embedding_have_no_mean_and_unit_length(d_model):
+    arch = Architecture(num_layers=1, d_model=d_model, seq_len=4, embedding="layer_norm", norm_epsilon=0.0)
+    batch = _Batch.of(arch, 2, np.arange(20).reshape(2, 2, 5), random=True)
+    stream = _embed(arch, batch, np.random.default_rng(0))
+    np.testing.assert_array_equal(stream.coordinates[..., 0], 0)
+    np.testing.assert_allclose(np.einsum("nss->ns", stream.kernel), 1, rtol=1e-5)
 
 
 def test_equal_tokens_stay_equal():

@@ -11,20 +11,24 @@ variances = st.floats(1e-3, 20.0)
 sizes = st.integers(1, 200_000)
 
 
+def overlap(variance, correlation, vocab_size):
+    """Of two tokens."""
+    return softmax_overlap(variance * np.array([[1, correlation], [correlation, 1]]), vocab_size)[0, 1]
+
+
 @given(variances, sizes)
 def test_independent_softmaxes_overlap_by_chance(variance, vocab_size):
-    np.testing.assert_allclose(softmax_overlap(variance, np.zeros(1), vocab_size), 1 / vocab_size, rtol=2e-3)
+    np.testing.assert_allclose(overlap(variance, 0, vocab_size), 1 / vocab_size, rtol=2e-3)
 
 
 @given(variances, st.floats(-1, 1))
 def test_a_single_token_has_all(variance, correlation):
-    np.testing.assert_allclose(softmax_overlap(variance, np.array([correlation]), 1), 1, rtol=1e-3)
+    np.testing.assert_allclose(overlap(variance, correlation, 1), 1, rtol=1e-3)
 
 
 @given(st.floats(1e-3, 0.5), st.floats(-1, 1))
 def test_a_large_vocabulary_has_the_exponential(variance, correlation):
-    got = softmax_overlap(variance, np.array([correlation]), 10**6)
-    np.testing.assert_allclose(got, np.exp(variance * correlation) / 10**6, rtol=1e-3)
+    np.testing.assert_allclose(overlap(variance, correlation, 10**6), np.exp(variance * correlation) / 10**6, rtol=1e-3)
 
 
 @pytest.mark.parametrize("vocab_size", [2, 7, 256])
@@ -37,11 +41,12 @@ def test_drawn_softmaxes_overlap_as_much(vocab_size, variance, correlation):
     p /= p.sum(axis=-1, keepdims=True)
     each = (p[0] * p[1]).sum(axis=-1)
     error = 5 * each.std() / np.sqrt(len(each)) + 2e-3 * each.mean()
-    assert abs(softmax_overlap(variance, np.array([correlation]), vocab_size)[0] - each.mean()) < error
+    assert abs(overlap(variance, correlation, vocab_size) - each.mean()) < error
 
 
 def test_extremes_stay_probabilities():
-    for variance in (0.0, 1e-12, 1e4):
-        got = softmax_overlap(variance, np.array([-1.0, 0.0, 1.0, 1.0000001], np.float32), 50_257)
+    for variance in (1e-12, 1.0, 1e4):
+        correlation = np.array([[1.0, -1.0, 0.0], [-1.0, 1.0, 1.0000001], [0.0, 1.0000001, 1.0]], np.float32)
+        got = softmax_overlap(np.float32(variance) * correlation, 50_257)
         assert got.dtype == np.float32
         assert np.all((got > 0) & (got <= 1.001))
