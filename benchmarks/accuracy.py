@@ -2,12 +2,12 @@
 
 Draws architectures from the whole range that the theory claims, each scheme and embedding in turn, on fresh random
 tokens or on the text of the Python standard library, and prints the error of every place and of every matrix's
-gradient: of `predict` as it is, and with a large ensemble (256 networks, or as many as 25 s allow, up to 4096). Each is
+gradient: of `predict` as it is, and with a large ensemble (256 networks, or as many as 20 s allow, up to 4096). Each is
 measured over at least 8 seeds, and over more until the standard error of every place's gradient norm is below 1 % and
 of every matrix's below 2 %, or the time for it is up: sharp attention varies so much from seed to seed that 8 would
 measure chance. `--full` is the table of the README (about 40 minutes on 2 cores); without it, a sample of it.
 
-    python benchmarks/accuracy.py [--full] [--out FILE.csv]
+    python benchmarks/accuracy.py [--full] [--out FILE.csv] [--measured FILE.csv]
 """
 
 import argparse
@@ -18,13 +18,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from theory import Architecture, Prediction, predict
 from theory.embedding import EMBEDDINGS
 from theory.initialization import INITIALIZATIONS
-from verify import Measurement, compare, measure
-from verify.measurement.compare import root_mean_square_interval
+from verify import Measurement, measure
+from verify.measurement.compare import relative_standard_error
 from verify.training.corpus import load_corpus
 
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "identity")
@@ -33,9 +32,10 @@ SIZES = [  # num_layers, d_model, seq_len: the corners and the middle of 2..48 x
     (12, 256, 128), (24, 128, 64), (24, 256, 64), (24, 64, 128), (48, 128, 64), (48, 256, 32), (48, 64, 16),
     (6, 512, 256), (48, 512, 16),
 ]  # fmt: skip
-SEEDS, MOST_SEEDS, SECONDS = 8, 512, 60
+MEASURED = ["quantity", "place", "measured", "noise", "seeds"]
+SEEDS, MOST_SEEDS, SECONDS = 8, 1024, 150
 PLACES_ERROR, MATRICES_ERROR = 0.01, 0.02
-NETWORKS, MOST_NETWORKS, ENSEMBLE_SECONDS = 256, 4096, 25
+NETWORKS, MOST_NETWORKS, ENSEMBLE_SECONDS = 256, 4096, 20
 
 
 def cases(full: bool) -> list[tuple[Architecture, bool]]:
@@ -66,29 +66,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="40 architectures instead of 10")
     parser.add_argument("--out", type=Path, help="CSV file for every place's row")
+    parser.add_argument("--measured", type=Path, help="CSV file of an earlier run whose measurements are taken again")
     options = parser.parse_args()
     corpus = load_corpus("stdlib", 256)
+    earlier = None if options.measured is None else pd.read_csv(options.measured)
     tables = []
     for number, (arch, on_text) in enumerate(cases(options.full)):
         start = time.perf_counter()
         tokens = corpus.batch(arch.seq_len, 8, seed=0, step=number) if on_text else None
-        measured = measure_well(arch, tokens)
-        seeds = len(measured.loss)
-        predictions = {"default": predict(arch, tokens=tokens), "large": predict_well(arch, tokens)}
-        table = pd.concat(compare(p, measured).assign(ensemble=name) for name, p in predictions.items())
+        measured = measure_well(arch, tokens) if earlier is None else earlier.loc[earlier["case"] == number, MEASURED]
+        table = pd.concat(
+            with_prediction(measured.drop_duplicates(), prediction).assign(ensemble=name)
+            for name, prediction in (("default", predict(arch, tokens=tokens)), ("large", predict_well(arch, tokens)))
+        )
         table = table.assign(
             case=number, initialization=arch.initialization, embedding=arch.embedding, activation=arch.activation,
             num_layers=arch.num_layers, d_model=arch.d_model, seq_len=arch.seq_len, positions=arch.positions,
-            tokens="text" if on_text else "random", seeds=seeds, error=table["relative_error"].abs(),
-            kind=table["quantity"].str.partition("/")[0],
-            noise=standard_error(table["low"].to_numpy(), table["high"].to_numpy(), seeds),
+            tokens="text" if on_text else "random", kind=table["quantity"].str.partition("/")[0],
         )  # fmt: skip
         tables.append(table)
         worst = table[table["ensemble"] == "default"].groupby("kind")["error"].agg(["median", "max"]).mul(100).round(1)
         print(
             f"{number:3d} {arch.initialization:9s}{arch.embedding:11s}{arch.activation:10s}{arch.positions:10s}"
             f"L{arch.num_layers:<3d}d{arch.d_model:<4d}T{arch.seq_len:<4d}{'text' if on_text else 'random':7s}"
-            f"{seeds:3d} seeds  "
+            f"{table['seeds'].iloc[0]:4d} seeds  "
             + "  ".join(f"{kind}: {row['median']}/{row['max']} %" for kind, row in worst.iterrows())
             + f"  ({time.perf_counter() - start:.0f} s)",
             flush=True,
@@ -98,23 +99,30 @@ def main() -> None:
     report(pd.concat(tables, ignore_index=True))
 
 
-def measure_well(arch: Architecture, tokens: np.ndarray | None) -> Measurement:
-    """Measured over as many seeds as it takes, or as the time allows."""
+def measure_well(arch: Architecture, tokens: np.ndarray | None) -> pd.DataFrame:
+    """Every place of `arch`, measured over as many seeds as it takes, or as the time allows."""
     start, parts = time.perf_counter(), list[Measurement]()
     while True:
         parts.append(measure(arch, seeds=SEEDS, tokens=tokens, first_seed=SEEDS * len(parts)))
         measured = Measurement(**jax.tree.map(lambda *x: np.concatenate(x), *(part.__dict__ for part in parts)))
         seeds = len(measured.loss)
-        places = standard_error(*root_mean_square_interval(measured.gradient_norm)[::2], seeds)
-        matrices = np.concatenate(
-            [
-                standard_error(*root_mean_square_interval(x)[::2], seeds)
-                for x in measured.parameter_gradient_norm.values()
-            ]
-        )
-        good = places.max() <= PLACES_ERROR and matrices.max() <= MATRICES_ERROR
+        places = {"shortcut_std": measured.shortcut_std, "gradient_norm": measured.gradient_norm}
+        matrices = {f"parameter_gradient_norm/{k}": draws for k, draws in measured.parameter_gradient_norm.items()}
+        noise = {name: relative_standard_error(draws) for name, draws in (places | matrices).items()}
+        good = noise["gradient_norm"].max() <= PLACES_ERROR and max(noise[k].max() for k in matrices) <= MATRICES_ERROR
         if good or seeds >= MOST_SEEDS or time.perf_counter() - start > SECONDS:
-            return measured
+            return pd.concat(
+                pd.DataFrame(
+                    {
+                        "quantity": name,
+                        "place": np.arange(draws.shape[1]),
+                        "measured": np.sqrt(np.square(draws).mean(axis=0)),
+                        "noise": noise[name],
+                        "seeds": seeds,
+                    }
+                )
+                for name, draws in (places | matrices).items()
+            )
 
 
 def predict_well(arch: Architecture, tokens: np.ndarray | None) -> Prediction:
@@ -125,9 +133,14 @@ def predict_well(arch: Architecture, tokens: np.ndarray | None) -> Prediction:
     return predict(arch, tokens=tokens, networks=networks) if networks > 2 * NETWORKS else prediction
 
 
-def standard_error(low: np.ndarray, high: np.ndarray, seeds: int) -> np.ndarray:
-    """Relative standard error behind a 95 % interval of Student's t."""
-    return np.log(high / low) / 2 / stats.t.ppf(0.975, seeds - 1)
+def with_prediction(measured: pd.DataFrame, prediction: Prediction) -> pd.DataFrame:
+    """The measured rows, what was predicted for each, and the relative error."""
+    values = {"shortcut_std": prediction.shortcut_std, "gradient_norm": prediction.gradient_norm}
+    values |= {f"parameter_gradient_norm/{kind}": norm for kind, norm in prediction.parameter_gradient_norm.items()}
+    predicted = [
+        values[quantity][place] for quantity, place in zip(measured["quantity"], measured["place"], strict=True)
+    ]
+    return measured.assign(predicted=predicted, error=np.abs(predicted / measured["measured"] - 1))
 
 
 def report(table: pd.DataFrame) -> None:

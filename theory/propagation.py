@@ -142,9 +142,10 @@ def _logit_variance(arch: Architecture) -> float:
 
 
 def _enough(arch: Architecture, tokens: np.ndarray | None) -> int:
-    """Networks to follow: more where depth and sharp attention set them apart or they are quick, fewer where wide."""
+    """Networks to follow: more where given tokens, depth or sharp attention set them apart, fewer of wide ones."""
     sharpness = min(_logit_variance(arch), 4.0)
-    wanted = 64 * (1 + sharpness * arch.num_layers / 6) * min(1.0, 1024 / arch.d_model) ** 4
+    wanted = (64 if tokens is None else 256) * (1 + sharpness * arch.num_layers / 6)
+    wanted *= min(1.0, 1024 / arch.d_model) ** 4
     size = 2 * arch.seq_len
     affordable = 5e10 / (arch.num_layers * size**2 * (size + min(size, arch.d_model)))
     least = 2 if tokens is None else min(2 * len(tokens), 16)

@@ -64,33 +64,32 @@ class Heads:
 
         attention: A of these heads. gradients: root [n, S, k] of the kernel of dL/do. lost: [n, S], which share of its
         variance dL/do lacks along the token's own outputs, of all `num_heads` heads together. The gradient of a key
-        that several heads have is the sum of theirs, and so is its kernel, as their dL/do are independent.
+        that several heads have is the sum of theirs, and so is its kernel, as their dL/do are independent. Few heads
+        get several draws of dL/do.
         """
         n, heads, sequences, seq_len, d_head = self.values.shape
-        outputs = attention @ self.values
-        weights = rng.standard_normal((n, gradients.shape[-1], heads * d_head), dtype=np.float32)
-        g = _split(gradients @ weights, sequences, heads)
+        outputs, draws = attention @ self.values, max(1, 512 // (heads * d_head))
         lost = lost.reshape(n, 1, sequences, seq_len, 1)
-        along = (g * outputs).sum(axis=(1, 4), keepdims=True) / (outputs**2).sum(axis=(1, 4), keepdims=True)
-        g = g - (1 - np.sqrt(1 - lost * np.float32(heads / num_heads))) * along * outputs
-        g /= np.sqrt(1 - lost / np.float32(num_heads * d_head))
-        scores = attention * (g @ self.values.mT - (g * outputs).sum(axis=-1, keepdims=True))
-        queries, keys = scores @ self.keys, scores.mT @ self.queries
-        if self.rope:
-            queries, keys = rotate(queries, -1), rotate(keys, -1)
-        return gram(queries) / np.float32(heads), gram(keys) / np.float32(heads)
+        inward = (1 - np.sqrt(1 - lost * np.float32(heads / num_heads))) * outputs
+        inward /= (outputs**2).sum(axis=(1, 4), keepdims=True)
+        stretch = np.float32(draws * heads) ** -0.5 / np.sqrt(1 - lost / np.float32(num_heads * d_head))
+        queries, keys = list[np.ndarray](), list[np.ndarray]()
+        for _ in range(draws):
+            weights = rng.standard_normal((n, gradients.shape[-1], heads * d_head), dtype=np.float32)
+            g = _split(gradients @ weights, sequences, heads)
+            g = (g - (g * outputs).sum(axis=(1, 4), keepdims=True) * inward) * stretch
+            scores = attention * (g @ self.values.mT - (g * outputs).sum(axis=-1, keepdims=True))
+            rows = scores @ self.keys, scores.mT @ self.queries
+            for found, x in zip((queries, keys), rows, strict=True):
+                found.append(flat(rotate(x, -1) if self.rope else x))
+        at_queries, at_keys = (np.concatenate(rows, axis=-1) for rows in (queries, keys))
+        return at_queries @ at_queries.mT, at_keys @ at_keys.mT
 
 
 def flat(rows: np.ndarray) -> np.ndarray:
     """Rows of all heads side by side: [n, heads, sequences, T, k] to [n, S, heads k]."""
     n, _, sequences, seq_len, _ = rows.shape
     return np.moveaxis(rows, 1, 3).reshape(n, sequences * seq_len, -1)
-
-
-def gram(rows: np.ndarray) -> np.ndarray:
-    """Gram matrices [n, S, S] of rows [n, heads, sequences, T, k], summed over heads."""
-    flattened = flat(rows)
-    return flattened @ flattened.mT
 
 
 def _split(rows: np.ndarray, sequences: int, heads: int) -> np.ndarray:

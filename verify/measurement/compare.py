@@ -43,12 +43,15 @@ def root_mean_square_interval(draws: np.ndarray, level: float = 0.95) -> tuple[n
     """(low, root mean square, high) over the first axis; the interval is nan for a single draw."""
     from scipy import stats
 
+    middle = np.sqrt(np.square(draws).mean(axis=0))
+    if len(draws) < 2:
+        return np.full_like(middle, np.nan), middle, np.full_like(middle, np.nan)
+    reach = np.exp(stats.t.ppf((1 + level) / 2, len(draws) - 1) * relative_standard_error(draws))
+    return middle / reach, middle, middle * reach
+
+
+def relative_standard_error(draws: np.ndarray) -> np.ndarray:
+    """Of the root mean square over the first axis, from the draws' own spread."""
     squares = np.square(draws)
-    mean = squares.mean(axis=0)
-    count = len(draws)
-    if count < 2:
-        return np.full_like(mean, np.nan), np.sqrt(mean), np.full_like(mean, np.nan)
     with np.errstate(invalid="ignore", divide="ignore"):
-        spread = squares.std(axis=0, ddof=1) / mean / np.sqrt(count) / 2
-    reach = np.exp(stats.t.ppf((1 + level) / 2, count - 1) * spread)
-    return np.sqrt(mean) / reach, np.sqrt(mean), np.sqrt(mean) * reach
+        return squares.std(axis=0, ddof=1) / squares.mean(axis=0) / np.sqrt(len(draws)) / 2
