@@ -5,7 +5,7 @@ tokens or on the text of the Python standard library, and prints the error of ev
 gradient: of `predict` as it is, and with a large ensemble (256 networks, or as many as 20 s allow, up to 4096). Each is
 measured over at least 8 seeds, and over more until the standard error of every place's gradient norm is below 1 % and
 of every matrix's below 2 %, or the time for it is up: sharp attention varies so much from seed to seed that 8 would
-measure chance. `--full` is the table of the README (about 40 minutes on 2 cores); without it, a sample of it.
+measure chance. `--full` is the table of the README (about an hour on 2 cores); without it, a sample of it.
 
     python benchmarks/accuracy.py [--full] [--out FILE.csv] [--measured FILE.csv]
 """

@@ -64,11 +64,12 @@ class Heads:
 
         attention: A of these heads. gradients: root [n, S, k] of the kernel of dL/do. lost: [n, S], which share of its
         variance dL/do lacks along the token's own outputs, of all `num_heads` heads together. The gradient of a key
-        that several heads have is the sum of theirs, and so is its kernel, as their dL/do are independent. Few heads
-        get several draws of dL/do.
+        that several heads have is the sum of theirs, and so is its kernel, as their dL/do are independent. The few
+        heads of a narrow model get several draws of dL/do.
         """
         n, heads, sequences, seq_len, d_head = self.values.shape
-        outputs, draws = attention @ self.values, max(1, 512 // (heads * d_head))
+        outputs, wanted = attention @ self.values, min(512, 2**18 // (num_heads * d_head))
+        draws = max(1, wanted // (heads * d_head))
         lost = lost.reshape(n, 1, sequences, seq_len, 1)
         inward = (1 - np.sqrt(1 - lost * np.float32(heads / num_heads))) * outputs
         inward /= (outputs**2).sum(axis=(1, 4), keepdims=True)
