@@ -4,12 +4,14 @@ The exact and the tanh form of GELU are two functions (Hendrycks and Gimpel, arX
 gradients differ by up to 9e-4, so a model and a prediction must name the same one.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import sympy as sp
+from sympy.printing.numpy import SciPyPrinter
 
 from theory.schemes import expression, lookup
 
@@ -41,8 +43,17 @@ class Activation:
         return _vectorised(self.function), _vectorised(self.derivative)
 
 
+def _erf(values: np.ndarray) -> np.ndarray:
+    return np.asarray(np.frompyfunc(math.erf, 1, 1)(values), np.float64)
+
+
+_WITHOUT_SCIPY = {"erf": _erf, "pi": math.pi}
+"""what the registered activations would import SciPy for, which takes longer than to use them"""
+_PRINTED = {"fully_qualified_modules": False, "allow_unknown_functions": True}
+
+
 def _vectorised(expression: sp.Expr) -> Callable[[np.ndarray], np.ndarray]:
-    compiled = sp.lambdify(u, expression, modules=["scipy", "numpy"])
+    compiled = sp.lambdify(u, expression, modules=[_WITHOUT_SCIPY], printer=SciPyPrinter(_PRINTED))
     return lambda values: np.broadcast_to(compiled(values), np.shape(values)).astype(np.float64)
 
 

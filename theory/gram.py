@@ -5,7 +5,29 @@ else the network is; a residual stream's is a Markov chain of such draws (Li, Ni
 take its limit of shaped activations and proportional depth; here it is drawn at its true width).
 """
 
+from dataclasses import dataclass
+
 import numpy as np
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of some networks, or of their mirror images: in the mean of both all odd orders cancel.
+
+    shared: both have these, `sign` being that of the weights that a mirror image has the negatives of. alone: its own.
+    """
+
+    shared: np.random.Generator
+    alone: np.random.Generator
+    sign: int
+
+    @staticmethod
+    def pair(seed: np.random.SeedSequence) -> tuple["Draws", "Draws"]:
+        one, other = (
+            Draws(np.random.default_rng(seed), np.random.default_rng(own), sign)
+            for own, sign in zip(seed.spawn(2), (1, -1), strict=True)
+        )
+        return one, other
 
 
 def root(kernel: np.ndarray) -> np.ndarray:
@@ -22,36 +44,29 @@ def root(kernel: np.ndarray) -> np.ndarray:
     return factor * np.sqrt(own)[:, None]
 
 
-def wishart_root(rng: np.random.Generator, count: int, size: int, degrees: int) -> np.ndarray:
+def wishart_root(draws: Draws, count: int, size: int, degrees: int) -> np.ndarray:
     """B float32[count, size, min(size, degrees)]: B B^T is Wishart of that many degrees, mean the identity."""
     scale = np.float32(1 / np.sqrt(degrees))
     if degrees <= size:
-        return rng.standard_normal((count, size, degrees), dtype=np.float32) * scale
-    factor = np.tril(rng.standard_normal((count, size, size), dtype=np.float32), -1)
+        return draws.shared.standard_normal((count, size, degrees), dtype=np.float32) * scale
+    factor = np.tril(draws.shared.standard_normal((count, size, size), dtype=np.float32), -1)
     diagonal = np.arange(size)
-    factor[..., diagonal, diagonal] = np.sqrt(rng.chisquare(degrees - diagonal, (count, size)))
+    factor[..., diagonal, diagonal] = np.sqrt(draws.shared.chisquare(degrees - diagonal, (count, size)))
     return factor * scale
 
 
-def random_rows(rng: np.random.Generator, rows: np.ndarray, d_model: int, span: int) -> tuple[np.ndarray, np.ndarray]:
+def random_rows(draws: Draws, rows: np.ndarray, d_model: int, span: int) -> tuple[np.ndarray, np.ndarray]:
     """h_t W for rows h [n, T, k] and a Gaussian W of d_model columns, seen from a frame of `span` <= d_model axes.
 
     Returns their coordinates along the frame [n, T, span] and a root of what their Gram matrix has beside it
     [n, T, k or 0], both so scaled that the two Gram matrices add up to h h^T on average.
 
-    The second half of the networks has the first half's draws with the other sign along the frame, so that all odd
-    orders cancel.
+    A mirror image's coordinates are the negatives.
     """
     n, _, inner = rows.shape
     outside = d_model - span
-    weights = rng.standard_normal((n // 2, inner, span), dtype=np.float32) * np.float32(d_model**-0.5)
-    along, beside = rows @ np.concatenate([weights, -weights]), rows[..., :0]
+    weights = draws.shared.standard_normal((n, inner, span), dtype=np.float32) * np.float32(draws.sign * d_model**-0.5)
+    beside = rows[..., :0]
     if outside:
-        shape = wishart_root(rng, n // 2, inner, outside) * np.float32((outside / d_model) ** 0.5)
-        beside = rows @ mirrored(shape)
-    return along, beside
-
-
-def mirrored(draws: np.ndarray) -> np.ndarray:
-    """The same draws for both halves of the networks."""
-    return np.concatenate([draws, draws])
+        beside = rows @ wishart_root(draws, n, inner, outside) * np.float32((outside / d_model) ** 0.5)
+    return rows @ weights, beside

@@ -25,7 +25,7 @@ from theory.activation import activation
 from theory.architecture import BLOCK_MATRICES, Architecture
 from theory.dual_activation import dual_activation
 from theory.embedding import embedding
-from theory.gram import mirrored, random_rows, root, wishart_root
+from theory.gram import Draws, random_rows, root, wishart_root
 from theory.positions import sinusoids
 from theory.random_attention import Heads, flat
 from theory.softmax_overlap import softmax_overlap
@@ -54,9 +54,9 @@ def predict(
 
     tokens: int[batch, seq_len + 1], which then also give the batch size; None: `batch_size` sequences of independent
     uniform tokens. networks: size of the ensemble, at least 2; the numbers' own sampling error falls as one over its
-    root. None: enough for 1 to 2 % in the norms (the gradients of query and key up to 7 %) in seconds. Source: arXiv
-    2312.16903 made exact to second moments; the chain of Gram matrices of arXiv 2206.02768. Raises ValueError for a
-    tied head, for tokens that do not fit, and for a batch size or a number of networks below 1.
+    root. None: enough for 1 to 2 % in the norms in seconds (gradients of query and key: 7 %, of the widest 20 %).
+    Source: arXiv 2312.16903 made exact to second moments; the chain of Gram matrices of arXiv 2206.02768. Raises
+    ValueError for a tied head, for tokens that do not fit, and for a batch size or a number of networks below 1.
     """
     if arch.tied:
         raise ValueError("tied: predict covers an untied head; got tied=True (bound and measure take both)")
@@ -76,15 +76,15 @@ def predict(
     chosen = rng.integers(arch.vocab_size, size=(half, min(2, batch_size), arch.seq_len + 1))
     if tokens is not None:
         chosen = _representative_pairs(tokens, half, rng)
-    largest = max(1, min(len(chosen) // 2, int(np.clip(2**16 // arch.seq_len**2, 4, 64))))
-    groups = np.array_split(chosen, -(-len(chosen) // largest))
+    largest = max(1, min(len(chosen), int(np.clip(2**17 // arch.seq_len**2, 8, 128))))
+    groups = [group for group in np.array_split(chosen, -(-len(chosen) // largest)) for _ in range(2)]
+    draws = [draws for seed in seeds.spawn(len(groups) // 2) for draws in Draws.pair(seed)]
 
-    def squares(group: np.ndarray, seed: np.random.SeedSequence) -> dict[str, np.ndarray]:
-        batch = _Batch.of(arch, batch_size, np.concatenate([group, group]), tokens is None)
-        return _squares(arch, batch, np.random.default_rng(seed))
+    def squares(group: np.ndarray, draws: Draws) -> dict[str, np.ndarray]:
+        return _squares(arch, _Batch.of(arch, batch_size, group, tokens is None), draws)
 
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        drawn = list(pool.map(squares, groups, seeds.spawn(len(groups))))
+        drawn = list(pool.map(squares, groups, draws))
     sizes = [len(group) for group in groups]
     means = {name: np.average([part[name] for part in drawn], axis=0, weights=sizes) for name in drawn[0]}
     roots = {name: np.sqrt(np.maximum(mean, 0.0)) for name, mean in means.items()}
@@ -92,14 +92,14 @@ def predict(
     return Prediction(shortcut_std, gradient_norm, float(gradient_norm[0] / gradient_norm[-1]), roots)
 
 
-def _squares(arch: Architecture, batch: "_Batch", rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _squares(arch: Architecture, batch: "_Batch", draws: Draws) -> dict[str, np.ndarray]:
     """Every square that a Prediction has the root of, in the mean over one group of networks."""
-    stream = _embed(arch, batch, rng)
+    stream = _embed(arch, batch, draws)
     variances, sublayers = [stream.observed_variance(arch, batch)], []
     for layer in range(arch.num_layers):
         for part in (_Attention, _FeedForward):
-            sublayer, rows = part.forward(arch, layer, stream.norm(arch), batch, rng)
-            stream = _add(stream, *random_rows(rng, rows, arch.d_model, stream.coordinates.shape[-1]))
+            sublayer, rows = part.forward(arch, layer, stream.norm(arch), batch, draws)
+            stream = _add(stream, *random_rows(draws, rows, arch.d_model, stream.coordinates.shape[-1]))
             variances.append(stream.observed_variance(arch, batch))
             sublayers.append(sublayer)
     after = stream.norm(arch)
@@ -111,7 +111,7 @@ def _squares(arch: Architecture, batch: "_Batch", rng: np.random.Generator) -> d
         sublayer = sublayers.pop()
         kept = np.minimum((sublayer.norm.divisor / after.divisor) ** 2, 1)
         lost = (1 - radial) * (1 - kept)
-        increment, own = sublayer.backward(arch, index // 2, batch, gradient, lost, rng)
+        increment, own = sublayer.backward(arch, index // 2, batch, gradient, lost, draws)
         for kind, square in own.items():
             squares[kind][index // 2] = square
         before = gradient + increment * sublayer.norm.jacobian(arch)
@@ -230,11 +230,11 @@ class _Stream:
 
     def norm(self, arch: Architecture) -> "_Norm":
         """The kernel after the norm, with what its Jacobian needs."""
-        seen = self.kernel
+        rows, kernel = self.coordinates, self.kernel
         if arch.norm == "layer_norm":
-            seen = seen - _outer(self.coordinates[..., 0])
-        divisor = np.sqrt(np.einsum("nss->ns", seen) + np.float32(arch.norm_epsilon))
-        return _Norm(seen * _outer(1 / divisor), divisor)
+            rows, kernel = rows[..., 1:], kernel - _outer(rows[..., 0])
+        divisor = np.sqrt(np.einsum("nss->ns", kernel) + np.float32(arch.norm_epsilon))
+        return _Norm(rows / divisor[..., None], kernel * _outer(1 / divisor), divisor)
 
     def observed_variance(self, arch: Architecture, batch: _Batch) -> float:
         """Variance about the mean over the whole batch, which is what one measures."""
@@ -244,8 +244,9 @@ class _Stream:
 
 @dataclass(frozen=True)
 class _Norm:
-    """kernel: of z, the stream after a norm, [n, S, S]. divisor: what the norm divides each token by, [n, S]."""
+    """Of z, the stream after a norm: coordinates over sqrt(d_model), kernel [n, S, S], and the divisors [n, S]."""
 
+    rows: np.ndarray
     kernel: np.ndarray
     divisor: np.ndarray
 
@@ -264,7 +265,7 @@ def _outer(values: np.ndarray) -> np.ndarray:
     return values[:, :, None] * values[:, None, :]
 
 
-def _embed(arch: Architecture, batch: _Batch, rng: np.random.Generator) -> _Stream:
+def _embed(arch: Architecture, batch: _Batch, draws: Draws) -> _Stream:
     """The stream at the first place."""
     d, (networks, tokens, _) = arch.d_model, batch.same_input.shape
     coordinates = np.zeros((networks, tokens, d if d <= 2 * tokens else 1 + tokens), np.float32)
@@ -274,7 +275,7 @@ def _embed(arch: Architecture, batch: _Batch, rng: np.random.Generator) -> _Stre
         coordinates[..., : frame.shape[1]] = np.tile(code @ frame, (len(batch.weight), 1))
     stream = _Stream(coordinates, coordinates @ coordinates.mT)
     size = np.float32(_row_size(arch))
-    along, beside = random_rows(rng, root(batch.same_input * size), d, coordinates.shape[-1])
+    along, beside = random_rows(draws, root(batch.same_input * size), d, coordinates.shape[-1])
     if embedding(arch.embedding).layer_norm:
         if arch.norm == "layer_norm":
             along[..., 0] = 0
@@ -285,7 +286,7 @@ def _embed(arch: Architecture, batch: _Batch, rng: np.random.Generator) -> _Stre
     if arch.positions == "learned":
         own = np.tile(np.eye(arch.seq_len, dtype=np.float32), (networks, len(batch.weight), len(batch.weight)))
         own *= np.float32(arch.std("position")[0] ** 2)
-        stream = _add(stream, *random_rows(rng, root(own), d, coordinates.shape[-1]))
+        stream = _add(stream, *random_rows(draws, root(own), d, coordinates.shape[-1]))
     return stream
 
 
@@ -314,13 +315,13 @@ class _FeedForward:
 
     @staticmethod
     def forward(
-        arch: Architecture, layer: int, norm: _Norm, batch: _Batch, rng: np.random.Generator
+        arch: Architecture, layer: int, norm: _Norm, batch: _Batch, draws: Draws
     ) -> tuple["_FeedForward", np.ndarray]:
         """The sub-layer, and the rows [n, S, k] that a Gaussian matrix of unit variance makes its output of."""
         before = norm.kernel * np.float32(arch.d_model * arch.std("feed_forward.up")[layer] ** 2)
         hidden, slope = dual_activation(activation(arch.activation), before)
         std = np.float32(np.sqrt(arch.ff_width) * arch.std("feed_forward.down")[layer])
-        rows = root(hidden) @ mirrored(wishart_root(rng, len(hidden) // 2, hidden.shape[-1], arch.ff_width))
+        rows = root(hidden) @ wishart_root(draws, len(hidden), hidden.shape[-1], arch.ff_width)
         return _FeedForward(norm, hidden, slope), rows * std
 
     def backward(
@@ -330,7 +331,7 @@ class _FeedForward:
         batch: _Batch,
         gradient: np.ndarray,
         lost: np.ndarray,
-        rng: np.random.Generator,
+        draws: Draws,
     ) -> tuple[np.ndarray, dict[str, float]]:
         """(increment of the gradient kernel before the norm's Jacobian, squares of the matrices' gradients)."""
         d, width = arch.d_model, arch.ff_width
@@ -356,7 +357,7 @@ class _Attention:
 
     @staticmethod
     def forward(
-        arch: Architecture, layer: int, norm: _Norm, batch: _Batch, rng: np.random.Generator
+        arch: Architecture, layer: int, norm: _Norm, batch: _Batch, draws: Draws
     ) -> tuple["_Attention", np.ndarray]:
         """As the feed-forward's."""
         query, key, value, output = (
@@ -366,8 +367,8 @@ class _Attention:
         group = min(arch.num_heads // arch.kv_heads, drawn)
         groups = min(arch.kv_heads, drawn // group)
         heads = Heads.draw(
-            rng,
-            root(norm.kernel),
+            draws,
+            norm.rows,
             len(batch.weight),
             (groups, group, arch.d_head),
             (query, key),
@@ -377,7 +378,7 @@ class _Attention:
             rows = flat(heads.attention() @ heads.values) * np.float32(arch.num_heads**-0.5)
         else:
             rows = root(_sandwich(heads.attention(), norm.kernel))
-            rows = rows @ mirrored(wishart_root(rng, len(rows) // 2, rows.shape[-1], arch.kv_heads * arch.d_head))
+            rows = rows @ wishart_root(draws, len(rows), rows.shape[-1], arch.kv_heads * arch.d_head)
         return _Attention(norm, rows @ rows.mT, heads), rows * np.float32(np.sqrt(value * output))
 
     def backward(
@@ -387,7 +388,7 @@ class _Attention:
         batch: _Batch,
         gradient: np.ndarray,
         lost: np.ndarray,
-        rng: np.random.Generator,
+        draws: Draws,
     ) -> tuple[np.ndarray, dict[str, float]]:
         """As the feed-forward's."""
         d, z = arch.d_model, self.norm.kernel
@@ -397,7 +398,7 @@ class _Attention:
         reaching, gain = gradient * np.float32(d * output), np.float32(d * d * value)
         attention = self.heads.attention()
         values = _sandwich(attention.mT, reaching)
-        queries, keys = self.heads.score_gradients(rng, attention, root(reaching), lost, arch.num_heads)
+        queries, keys = self.heads.score_gradients(draws, attention, root(reaching), lost, arch.num_heads)
         squares = {
             "attention.query": d * float(gain) * batch.total(queries * z),
             "attention.key": d * float(gain) * batch.total(keys * z),

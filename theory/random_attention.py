@@ -10,6 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from theory.gram import Draws
 from theory.positions import rope_angles
 
 
@@ -27,7 +28,7 @@ class Heads:
 
     @staticmethod
     def draw(
-        rng: np.random.Generator,
+        draws: Draws,
         tokens: np.ndarray,
         sequences: int,
         shape: tuple[int, int, int],
@@ -37,17 +38,20 @@ class Heads:
         """Heads for tokens with that root [n, S, k] of their normalised kernel.
 
         shape: groups, heads a group, d_head; a group has one key and one value. variances: of a coordinate of q and of
-        k for a token of unit variance, d_model times the weights' variance; values have 1. The second half of the
-        networks has the first half's -q, so that all odd orders of the logits cancel.
+        k for a token of unit variance, d_model times the weights' variance; values have 1. A mirror image has -q, so
+        that all odd orders of the logits cancel.
         """
         n, _, inner = tokens.shape
         groups, group, d_head = shape
         projected = []
-        for count, variance, sign in ((groups * group, variances[0], -1), (groups, variances[1], 1), (groups, 1, 1)):
-            weights = rng.standard_normal((n // 2, inner, count * d_head), dtype=np.float32)
-            weights *= np.float32(np.sqrt(variance / d_head))
-            x = tokens @ np.concatenate([weights, sign * weights])
-            projected.append(_split(x, sequences, count))
+        for count, variance, sign in (
+            (groups * group, variances[0], draws.sign),
+            (groups, variances[1], 1),
+            (groups, 1, 1),
+        ):
+            weights = draws.shared.standard_normal((n, inner, count * d_head), dtype=np.float32)
+            weights *= np.float32(sign * np.sqrt(variance / d_head))
+            projected.append(_split(tokens @ weights, sequences, count))
         queries, keys, values = projected
         if rope:
             queries, keys = rotate(queries), rotate(keys)
@@ -58,7 +62,7 @@ class Heads:
         return causal_softmax(self.queries @ self.keys.mT * np.float32(np.sqrt(self.queries.shape[-1])))
 
     def score_gradients(
-        self, rng: np.random.Generator, attention: np.ndarray, gradients: np.ndarray, lost: np.ndarray, num_heads: int
+        self, draws: Draws, attention: np.ndarray, gradients: np.ndarray, lost: np.ndarray, num_heads: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Kernels of dL/dq and dL/dk, before RoPE and in the mean over heads, float32[n, S, S] each.
 
@@ -69,14 +73,14 @@ class Heads:
         """
         n, heads, sequences, seq_len, d_head = self.values.shape
         outputs, wanted = attention @ self.values, min(512, 2**18 // (num_heads * d_head))
-        draws = max(1, wanted // (heads * d_head))
+        repeats = max(1, wanted // (heads * d_head))
         lost = lost.reshape(n, 1, sequences, seq_len, 1)
         inward = (1 - np.sqrt(1 - lost * np.float32(heads / num_heads))) * outputs
         inward /= (outputs**2).sum(axis=(1, 4), keepdims=True)
-        stretch = np.float32(draws * heads) ** -0.5 / np.sqrt(1 - lost / np.float32(num_heads * d_head))
+        stretch = np.float32(repeats * heads) ** -0.5 / np.sqrt(1 - lost / np.float32(num_heads * d_head))
         queries, keys = list[np.ndarray](), list[np.ndarray]()
-        for _ in range(draws):
-            weights = rng.standard_normal((n, gradients.shape[-1], heads * d_head), dtype=np.float32)
+        for _ in range(repeats):
+            weights = draws.alone.standard_normal((n, gradients.shape[-1], heads * d_head), dtype=np.float32)
             g = _split(gradients @ weights, sequences, heads)
             g = (g - (g * outputs).sum(axis=(1, 4), keepdims=True) * inward) * stretch
             scores = attention * (g @ self.values.mT - (g * outputs).sum(axis=-1, keepdims=True))

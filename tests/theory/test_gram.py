@@ -5,9 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from theory.gram import mirrored, random_rows, root, wishart_root
+from theory.gram import Draws, random_rows, root, wishart_root
 
 DRAWS = 4000
+
+
+def draws(mirrored=False):
+    return Draws.pair(np.random.SeedSequence(0))[mirrored]
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 100), st.sampled_from([np.float32, np.float64]))
@@ -33,7 +37,7 @@ def test_root_of_a_kernel_not_quite_positive_keeps_its_diagonal(corner):
 @pytest.mark.parametrize(("size", "degrees"), [(1, 1), (3, 2), (3, 3), (3, 50)])
 def test_wishart_root_has_the_mean_and_the_spread(size, degrees):
     """W = B B^T: E W = I, Var W_tt = 2 / degrees, Var W_ts = 1 / degrees."""
-    b = wishart_root(np.random.default_rng(0), DRAWS, size, degrees)
+    b = wishart_root(draws(), DRAWS, size, degrees)
     w = b @ np.swapaxes(b, -1, -2)
     error = 5 * np.sqrt(2 / degrees / DRAWS)
     np.testing.assert_allclose(w.mean(axis=0), np.eye(size), atol=error)
@@ -45,11 +49,11 @@ def test_wishart_root_has_the_mean_and_the_spread(size, degrees):
 @pytest.mark.parametrize(("d_model", "span"), [(6, 6), (40, 6), (40, 40), (7, 6)])
 def test_rows_have_the_kernel_and_the_spread_of_their_width(d_model, span, features):
     """Var of a row's square = c^2 (2/d + 2/f + 4/(d f)), whatever part of it lies along the frame."""
-    kernel, rng = np.array([[2.0, 0.5], [0.5, 1.0]], np.float32), np.random.default_rng(0)
+    kernel, source = np.array([[2.0, 0.5], [0.5, 1.0]], np.float32), draws()
     rows = np.broadcast_to(np.linalg.cholesky(kernel), (DRAWS, 2, 2))
     if features is not None:
-        rows = rows @ mirrored(wishart_root(rng, DRAWS // 2, 2, features))
-    along, beside = random_rows(rng, rows, d_model, span)
+        rows = rows @ wishart_root(source, DRAWS, 2, features)
+    along, beside = random_rows(source, rows, d_model, span)
     assert along.shape == (DRAWS, 2, span)
     gram = along @ np.swapaxes(along, -1, -2) + beside @ np.swapaxes(beside, -1, -2)
     np.testing.assert_allclose(gram.mean(axis=0), kernel, atol=0.08)
@@ -58,11 +62,14 @@ def test_rows_have_the_kernel_and_the_spread_of_their_width(d_model, span, featu
     np.testing.assert_allclose((along**2).sum(axis=(1, 2)).mean(), 3 * span / d_model, rtol=0.05)
 
 
-def test_the_second_half_has_the_opposite_rows_and_the_same_gram():
+def test_a_mirror_image_has_the_opposite_rows_the_same_gram_and_numbers_of_its_own():
     rows = np.broadcast_to(np.eye(3, dtype=np.float32), (10, 3, 3))
-    along, beside = random_rows(np.random.default_rng(0), rows, 8, 4)
-    np.testing.assert_array_equal(along[:5], -along[5:])
-    np.testing.assert_array_equal(beside[:5], beside[5:])
+    along, beside = random_rows(draws(), rows, 8, 4)
+    opposite, same = random_rows(draws(mirrored=True), rows, 8, 4)
+    np.testing.assert_array_equal(along, -opposite)
+    np.testing.assert_array_equal(beside, same)
+    one, other = (draws(m).alone.standard_normal(2000) for m in (False, True))
+    assert abs(np.corrcoef(one, other)[0, 1]) < 0.1
 
 
 def test_root_of_nothing_is_nothing():

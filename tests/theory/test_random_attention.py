@@ -5,10 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from theory.gram import Draws
 from theory.positions import rope_angles
 from theory.random_attention import Heads, causal_softmax, flat, uniform_attention
 
 DRAWS, SEQ_LEN, HEADS = 4000, 4, 2
+
+
+def draws(mirrored=False):
+    return Draws.pair(np.random.SeedSequence(1))[mirrored]
 
 
 def made_up(d_head, group, rope):
@@ -64,7 +69,7 @@ def test_score_gradients_have_the_kernels_of_explicit_softmax_jacobians(d_head, 
                     moved = np.array(turned)
                 at_keys += between * moved
     nothing = np.zeros((DRAWS, 2 * SEQ_LEN), np.float32)
-    drawn = heads.score_gradients(np.random.default_rng(1), attention, gradients, nothing, HEADS)
+    drawn = heads.score_gradients(draws(), attention, gradients, nothing, HEADS)
     for got, expected in zip(drawn, (at_queries / HEADS, at_keys / HEADS), strict=True):
         size = np.abs(expected).max()
         np.testing.assert_allclose(got.mean(axis=0), expected, rtol=0.03, atol=0.05 * size)
@@ -79,7 +84,7 @@ def test_what_gradients_lack_along_the_outputs_is_missing_from_the_scores(lost):
     outputs = flat(attention @ heads.values)[0].astype(float)
     shares = np.full((DRAWS, 2 * SEQ_LEN), lost, np.float32)
     gradients = np.broadcast_to(np.eye(2 * SEQ_LEN, dtype=np.float32), (DRAWS, 2 * SEQ_LEN, 2 * SEQ_LEN))
-    got, _ = heads.score_gradients(np.random.default_rng(1), attention, gradients, shares, HEADS)
+    got, _ = heads.score_gradients(draws(), attention, gradients, shares, HEADS)
     for t in range(2 * SEQ_LEN):
         unit = outputs[t] / np.linalg.norm(outputs[t])
         covariance = (np.eye(d) - lost * np.outer(unit, unit)) * d / (d - lost)
@@ -99,8 +104,7 @@ def test_some_heads_lack_what_all_would():
     nothing = np.zeros((DRAWS, 2 * SEQ_LEN), np.float32)
     sizes = []
     for num_heads, lost in ((1, 0), (1, 1), (4, 1)):
-        rng = np.random.default_rng(1)
-        got, _ = few.score_gradients(rng, few.attention(), gradients, nothing + lost, num_heads)
+        got, _ = few.score_gradients(draws(), few.attention(), gradients, nothing + lost, num_heads)
         sizes.append(np.einsum("nss->s", got)[[2, 3, 6, 7]] * (1 - lost / (4 * num_heads)))
     np.testing.assert_allclose(sizes[0] - sizes[2], (sizes[0] - sizes[1]) / 4, rtol=0.05)
 
@@ -108,13 +112,13 @@ def test_some_heads_lack_what_all_would():
 @pytest.mark.parametrize("rope", [False, True])
 @pytest.mark.parametrize("group", [1, 3])
 def test_logits_have_the_variance_of_queries_times_keys(group, rope):
-    """Var(q.k / sqrt(d_head)) = query variance x key variance, and the second half of the networks has the opposite."""
+    """Var(q.k / sqrt(d_head)) = query variance x key variance, and a mirror image has the opposite."""
     tokens = np.broadcast_to(np.eye(3, dtype=np.float32), (DRAWS, 3, 3))
-    heads = Heads.draw(np.random.default_rng(0), tokens, 1, (2, group, 16), (0.5, 3.0), rope)
+    heads, image = (Heads.draw(draws(m), tokens, 1, (2, group, 16), (0.5, 3.0), rope) for m in (False, True))
     assert heads.queries.shape == heads.keys.shape == heads.values.shape == (DRAWS, 2 * group, 1, 3, 16)
     logits = np.sqrt(16) * heads.queries @ heads.keys.mT
-    np.testing.assert_allclose(logits[: DRAWS // 2], -logits[DRAWS // 2 :], rtol=1e-6)
-    assert abs(logits[: DRAWS // 2].var() / 1.5 - 1) < 0.05
+    np.testing.assert_allclose(logits, -np.sqrt(16) * image.queries @ image.keys.mT, rtol=1e-6)
+    assert abs(logits.var() / 1.5 - 1) < 0.05
     assert abs(np.sum(heads.values[..., 0, :] ** 2, axis=-1).mean() - 1) < 0.05
     assert (heads.keys[:, 0] == heads.keys[:, group - 1]).all() and (heads.keys[:, 0] != heads.keys[:, group]).any()
     assert (heads.values[:, 0] == heads.values[:, group - 1]).all()
@@ -124,8 +128,8 @@ def test_logits_have_the_variance_of_queries_times_keys(group, rope):
 
 def test_small_logits_give_uniform_and_large_ones_sharp_attention():
     tokens = np.broadcast_to(np.eye(8, dtype=np.float32), (64, 8, 8))
-    rng = np.random.default_rng(0)
-    nearly = Heads.draw(rng, tokens, 1, (1, 1, 64), (1e-6, 1e-6), False).attention()
+    source = draws()
+    nearly = Heads.draw(source, tokens, 1, (1, 1, 64), (1e-6, 1e-6), False).attention()
     np.testing.assert_allclose(nearly[0, 0, 0], uniform_attention(8), atol=1e-4)
-    sharp = Heads.draw(rng, tokens, 1, (1, 1, 64), (30.0, 30.0), False).attention()
+    sharp = Heads.draw(source, tokens, 1, (1, 1, 64), (30.0, 30.0), False).attention()
     assert np.median(sharp[..., -1, :].max(axis=-1)) > 0.9
