@@ -20,12 +20,12 @@ import numpy as np
 import pandas as pd
 
 from theory import Architecture, Prediction, predict
-from theory.embedding import EMBEDDINGS
-from theory.initialization import INITIALIZATIONS
 from verify import Measurement, measure
 from verify.measurement.compare import relative_standard_error
 from verify.training.corpus import load_corpus
 
+INITIALIZATIONS = ("megatron", "gpt2", "xavier", "he", "lecun", "palm", "small", "wang")
+EMBEDDINGS = ("vanilla", "scaled", "layer_norm", "detach", "unit")
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "identity")
 SIZES = [  # num_layers, d_model, seq_len: the corners and the middle of 2..48 x 64..512 x 16..256
     (2, 64, 16), (2, 128, 256), (2, 512, 64), (6, 128, 64), (6, 256, 16), (12, 128, 16), (12, 128, 64), (12, 64, 64),

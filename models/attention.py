@@ -1,4 +1,7 @@
-"""Multi-head causal attention with grouped or shared keys and values (Ainslie et al., arXiv 2305.13245) and RoPE."""
+"""Multi-head causal attention with grouped or shared keys and values (Ainslie et al., arXiv 2305.13245) and RoPE.
+
+Variants by `theory.attention_scheme`, ALiBi by Press et al., arXiv 2108.12409.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +9,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from models.feed_forward import linear
-from models.parameters import Attention
+from models.normalization import normalize
+from models.parameters import Attention, Norm
 from theory import Architecture
-from theory.positions import rope_angles
+from theory.attention_scheme import attention_scheme
+from theory.positions import alibi_slopes, rope_angles
 
 
 def rotate(x: Float[Array, "batch seq heads d_head"]) -> Float[Array, "batch seq heads d_head"]:
@@ -26,18 +31,39 @@ def attend(
 ) -> tuple[Float[Array, "batch seq d"], dict[str, Float[Array, "batch seq _"]], Float[Array, ""]]:
     """Attention's output, the output of each of its linear layers by name, and the largest logit that is not masked."""
     batch, seq_len, _ = z.shape
+    scheme = attention_scheme(arch.attention)
     outputs = {name: linear(getattr(weights, name), z) for name in ("query", "key", "value")}
-    query = outputs["query"].reshape(batch, seq_len, arch.num_heads, arch.d_head)
-    key = outputs["key"].reshape(batch, seq_len, arch.kv_heads, arch.d_head)
-    value = outputs["value"].reshape(batch, seq_len, arch.kv_heads, arch.d_head)
+
+    def heads(name: str, norm: Norm | None) -> Float[Array, "batch seq heads d_head"]:
+        split = outputs[name].reshape(batch, seq_len, -1, arch.d_head)
+        return split if norm is None else normalize(norm, split, arch)
+
+    query, key = heads("query", weights.query_norm), heads("key", weights.key_norm)
+    value = heads("value", weights.value_norm)
     if arch.positions == "rope":
         query, key = rotate(query), rotate(key)
     query = query.reshape(batch, seq_len, arch.kv_heads, arch.num_heads // arch.kv_heads, arch.d_head)
-    logits = jnp.einsum("btkgd,bskd->bkgts", query, key) / np.sqrt(arch.d_head).astype(z.dtype)
+    logits = jnp.einsum("btkgd,bskd->bkgts", query, key) * (scheme.temperature / np.sqrt(arch.d_head)).astype(z.dtype)
+    if scheme.cap is not None:
+        logits = scheme.cap * jnp.tanh(logits / scheme.cap)
+    if arch.positions == "alibi":
+        logits = logits + _alibi(arch, seq_len).astype(z.dtype)
     allowed = jnp.tril(jnp.ones((seq_len, seq_len), dtype=bool))[None, None, None]
     allowed = jnp.broadcast_to(allowed, logits.shape)
     masked = jnp.where(allowed, logits, -jnp.inf)
     probabilities = jax.nn.softmax(masked, axis=-1)
-    heads = jnp.einsum("bkgts,bskd->btkgd", probabilities, value).reshape(batch, seq_len, -1)
-    outputs["output"] = linear(weights.output, heads)
+    if scheme.clip is not None:
+        low, high = scheme.clip
+        probabilities = jnp.clip((high - low) * probabilities + low, 0, 1)
+    mixed = jnp.einsum("bkgts,bskd->btkgd", probabilities, value).reshape(batch, seq_len, -1)
+    if weights.inner_norm is not None:
+        mixed = normalize(weights.inner_norm, mixed, arch)
+    outputs["output"] = linear(weights.output, mixed)
     return outputs["output"], outputs, jnp.max(masked)
+
+
+def _alibi(arch: Architecture, seq_len: int) -> Float[Array, "1 kv_heads group seq seq"]:
+    """Logit biases -slope x distance, key and value heads by queries of each."""
+    distance = np.arange(seq_len)[:, None] - np.arange(seq_len)[None, :]
+    bias = -alibi_slopes(arch.num_heads)[:, None, None] * distance
+    return jnp.asarray(bias.reshape(1, arch.kv_heads, -1, seq_len, seq_len), jnp.float32)

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from models.parameters import Attention, Block, FeedForward, Linear, Norm, Transformer
+from models.parameters import Attention, Block, FeedForward, Linear, Norm, Residual, Transformer
 from theory import Architecture
-from theory.architecture import BLOCK_MATRICES
+from theory.activation import activation
+from theory.attention_scheme import attention_scheme
+from theory.block import block
 from theory.embedding import embedding
 from theory.initialization import MATRIX_KINDS
 
@@ -15,13 +17,13 @@ from theory.initialization import MATRIX_KINDS
 def init(key: PRNGKeyArray, arch: Architecture, dtype: DTypeLike = jnp.float32) -> Transformer:
     """Parameters of `arch`. Each kind of matrix has a key of its own, so switching one off leaves the others' draws.
 
-    Norm scales start at 1, biases at 0.
+    Norm scales start at 1, biases at 0, learned factors of the branches where the block says.
     """
 
     def sample(kind: str) -> Float[Array, "..."]:
         std = jnp.asarray(arch.std(kind), dtype)
         kind_key = jax.random.fold_in(key, MATRIX_KINDS.index(kind))
-        if kind in BLOCK_MATRICES:
+        if "." in kind:
             return jax.random.normal(kind_key, (arch.num_layers, *arch.shape(kind)), dtype) * std[:, None, None]
         return jax.random.normal(kind_key, arch.shape(kind), dtype) * std[0]
 
@@ -29,22 +31,54 @@ def init(key: PRNGKeyArray, arch: Architecture, dtype: DTypeLike = jnp.float32) 
         weight = sample(kind)
         return Linear(weight, jnp.zeros(weight.shape[:-2] + weight.shape[-1:], dtype) if arch.bias else None)
 
-    def norm(*layers: int) -> Norm:
-        shape = (*layers, arch.d_model)
+    def norm(*shape: int) -> Norm:
         has_bias = arch.bias and arch.norm == "layer_norm"
         return Norm(jnp.ones(shape, dtype), jnp.zeros(shape, dtype) if has_bias else None)
 
+    def norms(there: bool, width: int) -> Norm | None:
+        return norm(arch.num_layers, width) if there else None
+
+    arrangement, scheme = block(arch.block), attention_scheme(arch.attention)
+
+    def residual(part: str) -> Residual:
+        pre, output, post = (arch.normed(where, part) for where in ("pre", "output", "post"))
+        shares = arrangement.parallel and part == "feed_forward" and arch.normed("pre", "attention")
+        branch = None
+        if arrangement.learned is not None:
+            width = 1 if arrangement.learned == "scalar" else arch.d_model
+            branch = jnp.asarray(arch.factor("branch"), dtype)[:, None] * jnp.ones((1, width), dtype)
+        return Residual(
+            pre=norms(pre and not shares, arch.d_model),
+            output=norms(output, arch.d_model),
+            post=norms(post, arch.d_model),
+            branch=branch,
+        )
+
     blocks = Block(
-        attention_norm=norm(arch.num_layers),
-        attention=Attention(*(linear(f"attention.{name}") for name in ("query", "key", "value", "output"))),
-        feed_forward_norm=norm(arch.num_layers),
-        feed_forward=FeedForward(*(linear(f"feed_forward.{name}") for name in ("up", "down"))),
+        attention=Attention(
+            query=linear("attention.query"),
+            key=linear("attention.key"),
+            value=linear("attention.value"),
+            output=linear("attention.output"),
+            query_norm=norms("query" in scheme.normed, arch.d_head),
+            key_norm=norms("key" in scheme.normed, arch.d_head),
+            value_norm=norms("value" in scheme.normed, arch.d_head),
+            inner_norm=norms(arrangement.inner_norm, arch.d_model),
+        ),
+        attention_residual=residual("attention"),
+        feed_forward=FeedForward(
+            up=linear("feed_forward.up"),
+            down=linear("feed_forward.down"),
+            gate=linear("feed_forward.gate") if activation(arch.activation).gated else None,
+            inner_norm=norms(arrangement.inner_norm, arch.ff_width),
+        ),
+        feed_forward_residual=residual("feed_forward"),
     )
     return Transformer(
         embedding=sample("embedding"),
-        embedding_norm=norm() if embedding(arch.embedding).layer_norm else None,
+        embedding_norm=norm(arch.d_model) if embedding(arch.embedding).layer_norm else None,
         position=sample("position") if arch.positions == "learned" else None,
         blocks=blocks,
-        final_norm=norm(),
+        final_norm=norm(arch.d_model) if arrangement.final_norm else None,
         head=None if arch.tied else Linear(sample("head"), None),
     )

@@ -8,10 +8,13 @@ from models.parameters import Norm
 from theory import Architecture
 
 
-def normalize(norm: Norm, x: Float[Array, "batch seq d"], arch: Architecture) -> Float[Array, "batch seq d"]:
-    """The norm of every token, by the variance (layer_norm) or the mean square (rms_norm) plus `arch.norm_epsilon`."""
+def normalize(norm: Norm, x: Float[Array, "*tokens width"], arch: Architecture) -> Float[Array, "*tokens width"]:
+    """The norm of every token, or of every token's head.
+
+    By the variance (layer_norm) or the mean square (rms_norm) plus `arch.norm_epsilon`.
+    """
     if arch.norm == "layer_norm":
         x = x - jnp.mean(x, axis=-1, keepdims=True)
     mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-    z = x * jax.lax.rsqrt(mean_square + arch.norm_epsilon) * norm.scale[None, None, :]
-    return z if norm.bias is None else z + norm.bias[None, None, :]
+    z = x * jax.lax.rsqrt(mean_square + arch.norm_epsilon) * jnp.broadcast_to(norm.scale, x.shape)
+    return z if norm.bias is None else z + jnp.broadcast_to(norm.bias, x.shape)

@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 class Norm:
     """LayerNorm or RMSNorm; `bias` only where the architecture has biases and the norm is a LayerNorm."""
 
-    scale: Float[Array, "*layers d_model"]
-    bias: Float[Array, "*layers d_model"] | None
+    scale: Float[Array, "*layers width"]
+    bias: Float[Array, "*layers width"] | None
 
 
 @jax.tree_util.register_dataclass
@@ -27,42 +27,80 @@ class Linear:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Attention:
-    """Query, key, value and output projections; heads lie one after the other in the output of the first three."""
+    """Query, key, value and output projections; heads lie one after the other in the output of the first three.
+
+    query_norm, key_norm, value_norm: shared by the heads, d_head wide. inner_norm: before the output projection.
+    """
 
     query: Linear
     key: Linear
     value: Linear
     output: Linear
+    query_norm: Norm | None
+    key_norm: Norm | None
+    value_norm: Norm | None
+    inner_norm: Norm | None
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class FeedForward:
-    """W_1 (up) and W_2 (down)."""
+    """W_1 (up), W_2 (down), W_g (gate) of a gated unit; inner_norm: before W_2, d_ff wide."""
 
     up: Linear
     down: Linear
+    gate: Linear | None
+    inner_norm: Norm | None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Residual:
+    """How one sub-layer is added to the stream: the norms it has (`theory.block`), and its factor where it is learned.
+
+    The sub-layers of a parallel block read the first one's `pre`.
+    """
+
+    pre: Norm | None
+    output: Norm | None
+    post: Norm | None
+    branch: Float[Array, "*layers d_model_or_1"] | None
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Block:
-    """One pre-LN block: two norms, two sub-layers."""
+    """Two sub-layers and how each is added."""
 
-    attention_norm: Norm
     attention: Attention
-    feed_forward_norm: Norm
+    attention_residual: Residual
     feed_forward: FeedForward
+    feed_forward_residual: Residual
+
+    @property
+    def matrices(self) -> dict[str, Float[Array, "*layers fan_in fan_out"]]:
+        """Every weight matrix by its kind, in the order of `Architecture.matrices`."""
+        parts = {"attention": self.attention, "feed_forward": self.feed_forward}
+        return {
+            f"{part}.{name}": value.weight
+            for part, weights in parts.items()
+            for name, value in vars(weights).items()
+            if isinstance(value, Linear)
+        }
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Transformer:
-    """A decoder. `head` is None where the head is the embedding table, `position` where positions are not learned."""
+    """A decoder.
+
+    `head` is None where the head is the embedding table, `position` where positions are not learned, `final_norm` where
+    the arrangement has none.
+    """
 
     embedding: Float[Array, "vocab d_model"]
     embedding_norm: Norm | None
     position: Float[Array, "seq d_model"] | None
     blocks: Block
-    final_norm: Norm
+    final_norm: Norm | None
     head: Linear | None

@@ -1,22 +1,25 @@
-"""The pre-LN decoder: x' = x + Attn(LN(x)), y = x' + FFN(LN(x')), then a final norm and the head.
+"""The decoder, in every arrangement of `theory.block`: pre-LN is x' = x + Attn(LN(x)), y = x' + FFN(LN(x')).
 
 `apply(params, tokens, arch)` is a pure function of the parameter tree of `models.init`. Blocks run in one
 `jax.lax.scan`, so compile time does not grow with depth.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from models.attention import attend
 from models.feed_forward import feed_forward
 from models.normalization import normalize
-from models.parameters import Block, Transformer
+from models.parameters import Block, Residual, Transformer
 from models.probes import probe
 from theory import Architecture
+from theory.block import block as block_scheme
 from theory.embedding import embedding as embedding_method
 from theory.positions import sinusoids
 
@@ -37,6 +40,21 @@ class Observations:
     log_z: Float[Array, ""]
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Factors:
+    """A block's fixed factors: on the shortcut, on the branches where none is learned, on the pre-norm's output."""
+
+    shortcut: Float[Array, "*layers"]
+    branch: Float[Array, "*layers"]
+    input: Float[Array, "*layers"]
+
+
+def factors_of(arch: Architecture, dtype: DTypeLike) -> Factors:
+    """The factors of every layer, stacked."""
+    return Factors(*(jnp.asarray(arch.factor(name), dtype) for name in ("shortcut", "branch", "input")))
+
+
 def embed(params: Transformer, tokens: Int[Array, "batch seq"], arch: Architecture) -> Float[Array, "batch seq d"]:
     """The residual stream that enters block 1: table row, embedding method, then positions."""
     method = embedding_method(arch.embedding)
@@ -54,16 +72,42 @@ def embed(params: Transformer, tokens: Int[Array, "batch seq"], arch: Architectu
     return x
 
 
-def attention_sublayer(block: Block, x: Float[Array, "batch seq d"], arch: Architecture) -> Float[Array, "batch seq d"]:
-    """x + Attn(LN(x)) of one block (leaves without the layer axis)."""
-    return x + attend(block.attention, normalize(block.attention_norm, x, arch), arch)[0]
+def add(
+    block: Block, x: Float[Array, "batch seq d"], arch: Architecture, factors: Factors, parts: tuple[str, ...]
+) -> tuple[Float[Array, "batch seq d"], dict[str, Float[Array, ""]], Float[Array, ""] | None]:
+    """One residual addition of one block (leaves without the layer axis), of attention, the feed-forward, or both.
+
+    Also the root mean square of every linear layer's output by matrix kind, and the largest attention logit where
+    there is one. A parallel block adds both sub-layers of the same normed stream.
+    """
+    total, post, largest, z = factors.shortcut * x, None, None, x
+    seen = dict[str, Float[Array, ""]]()
+    for part in parts:
+        residual: Residual = getattr(block, f"{part}_residual")
+        if residual.pre is not None:
+            z = normalize(residual.pre, x, arch) * factors.input
+        elif not arch.normed("pre", part):
+            z = x * factors.input
+        if part == "attention":
+            y, outputs, largest = attend(block.attention, z, arch)
+        else:
+            y, outputs = feed_forward(block.feed_forward, z, arch)
+        seen |= {f"{part}.{name}": _rms(output) for name, output in outputs.items()}
+        if residual.output is not None:
+            y = normalize(residual.output, y, arch)
+        branch = factors.branch if residual.branch is None else residual.branch[None, None, :]
+        total = total + branch * y
+        post = residual.post
+    return total if post is None else normalize(post, total, arch), seen, largest
 
 
-def feed_forward_sublayer(
-    block: Block, x: Float[Array, "batch seq d"], arch: Architecture
-) -> Float[Array, "batch seq d"]:
-    """x + FFN(LN(x)) of one block (leaves without the layer axis)."""
-    return x + feed_forward(block.feed_forward, normalize(block.feed_forward_norm, x, arch), arch)[0]
+def addition(params: Transformer, arch: Architecture, place: int) -> Callable[[Array], Float[Array, "batch seq d"]]:
+    """The residual addition between that place and the next, as a function of the stream [batch, seq, d]."""
+    additions = block_scheme(arch.block).additions
+    layer, number = divmod(place, len(additions))
+    factors = factors_of(arch, params.embedding.dtype)
+    block, own = jax.tree.map(lambda leaf: leaf[layer], (params.blocks, factors))
+    return lambda x: add(block, x, arch, own, additions[number])[0]
 
 
 def apply(
@@ -81,23 +125,27 @@ def apply(
         readings = jnp.zeros(arch.num_sublayers + 1, jnp.float32)
     x = embed(params, tokens, arch)
 
-    def run_block(
-        x: Float[Array, "batch seq d"], layer: tuple[Block, Float[Array, " 2"]]
-    ) -> tuple[Float[Array, "batch seq d"], tuple[Float[Array, " 2"], dict[str, Float[Array, ""]], Float[Array, ""]]]:
-        block, reading = layer
-        x = probe(x, reading[0])
-        middle, attention_outputs, largest = attend(block.attention, normalize(block.attention_norm, x, arch), arch)
-        middle = probe(x + middle, reading[1])
-        last, feed_forward_outputs = feed_forward(
-            block.feed_forward, normalize(block.feed_forward_norm, middle, arch), arch
-        )
-        norms = {f"attention.{name}": _rms(y) for name, y in attention_outputs.items()}
-        norms |= {f"feed_forward.{name}": _rms(y) for name, y in feed_forward_outputs.items()}
-        return middle + last, (jnp.stack([_std(x), _std(middle)]), norms, largest)
+    additions = block_scheme(arch.block).additions
 
-    x, (stds, norms, largest) = jax.lax.scan(run_block, x, (params.blocks, readings[:-1].reshape(-1, 2)))
+    def run_block(
+        x: Float[Array, "batch seq d"], layer: tuple[Block, Factors, Float[Array, " additions"]]
+    ) -> tuple[
+        Float[Array, "batch seq d"], tuple[Float[Array, " additions"], dict[str, Float[Array, ""]], Float[Array, ""]]
+    ]:
+        block, factors, reading = layer
+        stds, norms, logit = [], dict[str, Float[Array, ""]](), jnp.zeros((), x.dtype)
+        for number, parts in enumerate(additions):
+            x = probe(x, reading[number])
+            stds.append(_std(x))
+            x, seen, largest = add(block, x, arch, factors, parts)
+            norms |= seen
+            logit = logit if largest is None else largest
+        return x, (jnp.stack(stds), norms, logit)
+
+    per_layer = (params.blocks, factors_of(arch, x.dtype), readings[:-1].reshape(-1, len(additions)))
+    x, (stds, norms, largest) = jax.lax.scan(run_block, x, per_layer)
     x = probe(x, readings[-1])
-    z = normalize(params.final_norm, x, arch)
+    z = x if params.final_norm is None else normalize(params.final_norm, x, arch)
     head = params.embedding.T if params.head is None else params.head.weight
     logits = jnp.einsum("btd,dv->btv", z, head) * arch.logit_scale
     observations = Observations(

@@ -10,18 +10,18 @@ import jaxtyping
 import pytest
 
 import models
-from models.normalization import normalize
-from models.parameters import Norm
+from models.feed_forward import linear
+from models.parameters import Linear
 from theory import Architecture
 
 ARCH = Architecture(num_layers=1, d_model=4, num_heads=1, vocab_size=3, seq_len=2)
-NORM = Norm(jnp.ones(4), None)
+LINEAR = Linear(jnp.ones((4, 3)), None)
 
 
 def test_shapes_are_checked():
-    assert normalize(NORM, jnp.ones((1, 2, 4)), ARCH).shape == (1, 2, 4)
+    assert linear(LINEAR, jnp.ones((1, 2, 4))).shape == (1, 2, 3)
     with pytest.raises(jaxtyping.TypeCheckError, match="parameter 'x'"):
-        normalize(NORM, jnp.ones((2, 4)), ARCH)
+        linear(LINEAR, jnp.ones((2, 4)))
 
 
 def test_dtypes_are_checked_also_while_tracing():

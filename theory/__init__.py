@@ -2,6 +2,8 @@
 
 from theory.activation import Activation
 from theory.architecture import Architecture
+from theory.attention_scheme import AttentionScheme
+from theory.block import Block
 from theory.bounds import Bound, bound
 from theory.derivation import Derivation, Step, derive
 from theory.embedding import Embedding
@@ -11,6 +13,8 @@ from theory.propagation import Prediction, predict
 __all__ = [
     "Activation",
     "Architecture",
+    "AttentionScheme",
+    "Block",
     "Bound",
     "Derivation",
     "Embedding",

@@ -76,6 +76,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _list(_: List) -> int:
     from theory.activation import ACTIVATIONS
     from theory.architecture import POSITIONS
+    from theory.attention_scheme import ATTENTIONS
+    from theory.block import BLOCKS
     from theory.derivation import topics
     from theory.embedding import EMBEDDINGS
     from theory.initialization import INITIALIZATIONS
@@ -88,6 +90,8 @@ def _list(_: List) -> int:
     _section("initializations", rows)
     _section("embeddings", ((e.name, e.source) for e in EMBEDDINGS.values()))
     _section("activations", ((a.name, a.source) for a in ACTIVATIONS.values()))
+    _section("blocks", ((b.name, b.source) for b in BLOCKS.values()))
+    _section("attentions", ((a.name, a.source) for a in ATTENTIONS.values()))
     _section("positions", ((name, "") for name in POSITIONS))
     return 0
 

@@ -20,11 +20,15 @@ u = sp.Symbol("u", real=True)
 
 @dataclass(frozen=True)
 class Activation:
-    """A point-wise function F(u) of the feed-forward layer; `function` is its expression in `theory.activation.u`."""
+    """A point-wise function F(u) of the feed-forward layer; `function` is its expression in `theory.activation.u`.
+
+    gated: the layer is W_2 (F(W_g z) * W_1 z), a gated linear unit with a third matrix; otherwise W_2 F(W_1 z).
+    """
 
     name: str
     function: sp.Expr
     source: str
+    gated: bool = False
 
     def __post_init__(self) -> None:
         where = f"activation {self.name!r}, function"
@@ -59,18 +63,24 @@ def _vectorised(expression: sp.Expr) -> Callable[[np.ndarray], np.ndarray]:
 
 _HENDRYCKS = "Hendrycks and Gimpel, arXiv 1606.08415"
 
+_GELU = u * (1 + sp.erf(u / sp.sqrt(2))) / 2
+_SILU = u * (1 + sp.tanh(u / 2)) / 2
+_SHAZEER = "Shazeer, arXiv 2002.05202"
+
 ACTIVATIONS = {
     activation.name: activation
     for activation in (
         Activation("identity", u, "linear network, for checks"),
         Activation("relu", sp.Piecewise((0, u < 0), (u, True)), "Nair and Hinton 2010"),
-        Activation("gelu", u * (1 + sp.erf(u / sp.sqrt(2))) / 2, _HENDRYCKS),
+        Activation("gelu", _GELU, _HENDRYCKS),
         Activation(
             "gelu_tanh",
             u * (1 + sp.tanh(sp.sqrt(2 / sp.pi) * (u + sp.Rational(44715, 1000000) * u**3))) / 2,
             _HENDRYCKS,
         ),
-        Activation("silu", u * (1 + sp.tanh(u / 2)) / 2, "Elfwing et al., arXiv 1702.03118: u / (1 + exp(-u))"),
+        Activation("silu", _SILU, "Elfwing et al., arXiv 1702.03118: u / (1 + exp(-u))"),
+        Activation("swiglu", _SILU, _SHAZEER + ": silu(W_g z) * W_1 z", gated=True),
+        Activation("geglu", _GELU, _SHAZEER + ": gelu(W_g z) * W_1 z", gated=True),
     )
 }
 

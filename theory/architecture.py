@@ -12,23 +12,23 @@ import sympy as sp
 
 from theory import notation as s
 from theory.activation import Activation, activation
+from theory.attention_scheme import AttentionScheme, attention_scheme
+from theory.block import Block, block
 from theory.embedding import Embedding, embedding
 from theory.initialization import MATRIX_KINDS, Initialization, initialization
 
-BLOCKS = ("pre_ln",)
 NORMS = ("layer_norm", "rms_norm")
-POSITIONS = ("none", "learned", "sinusoidal", "rope")
-ATTENTIONS = ("standard",)
-BLOCK_MATRICES = tuple(kind for kind in MATRIX_KINDS if "." in kind)
+POSITIONS = ("none", "learned", "sinusoidal", "rope", "alibi")
+_FACTORS = ("shortcut", "branch", "input")
 
 
 @dataclass(frozen=True)
 class Architecture:
     """A decoder-only Transformer and its initialisation.
 
-    Strings name registered schemes; an `Initialization`, `Embedding` or `Activation` of your own goes in the same
-    place, and a number as `embedding` is a multiplier. Raises ValueError that names the field, the value and the
-    choices.
+    Strings name registered schemes; a `Block`, `AttentionScheme`, `Initialization`, `Embedding` or `Activation` of
+    your own goes in the same place, and a number as `embedding` is a multiplier. Raises ValueError that names the
+    field, the value and the choices.
 
     num_layers: blocks N, each attention and feed-forward. d_model: width of the residual stream. num_heads:
     attention heads. num_kv_heads: key and value heads (None: num_heads; 1: multi-query). d_ff: feed-forward width
@@ -44,12 +44,12 @@ class Architecture:
     d_ff: int | None = None
     vocab_size: int = 256
     seq_len: int = 64
-    block: str = "pre_ln"
+    block: str | Block = "pre_ln"
     norm: str = "layer_norm"
     norm_epsilon: float = 1e-5
     activation: str | Activation = "gelu"
     positions: str = "rope"
-    attention: str = "standard"
+    attention: str | AttentionScheme = "standard"
     initialization: str | Initialization = "megatron"
     embedding: str | float | Embedding = "scaled"
     bias: bool = False
@@ -66,9 +66,7 @@ class Architecture:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
                 raise ValueError(f"{name}: must be a whole number of at least {least}, got {value!r}")
-        for name, choices in (
-            ("block", BLOCKS), ("norm", NORMS), ("positions", POSITIONS), ("attention", ATTENTIONS)
-        ):  # fmt: skip
+        for name, choices in (("norm", NORMS), ("positions", POSITIONS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: unknown value {getattr(self, name)!r}; choose one of {', '.join(choices)}")
         for name, zero in (("norm_epsilon", True), ("logit_scale", False)):
@@ -91,10 +89,17 @@ class Architecture:
             )
         for positions, name, width in (("rope", "d_head", self.d_head), ("sinusoidal", "d_model", self.d_model)):
             if self.positions == positions and width % 2:
-                raise ValueError(f"positions: {positions!r} needs an even {name}, got {width}; without: none, learned")
+                raise ValueError(
+                    f"positions: {positions!r} needs an even {name}, got {width}; without: none, learned, alibi"
+                )
         if self.norm == "layer_norm" and self.d_model < 3:
             raise ValueError(f"d_model: LayerNorm leaves d_model - 2 directions, so at least 3; got {self.d_model}")
         activation(self.activation), embedding(self.embedding), initialization(self.initialization)
+        block(self.block), attention_scheme(self.attention)
+        for field in _FACTORS:
+            self.factor(field)
+        if attention_scheme(self.attention).normed and self.norm == "layer_norm" and self.d_head < 3:
+            raise ValueError(f"num_heads: LayerNorm in every head needs a d_head of at least 3, got {self.d_head}")
 
     @property
     def kv_heads(self) -> int:
@@ -114,7 +119,26 @@ class Architecture:
     @property
     def num_sublayers(self) -> int:
         """S, the number of residual additions."""
-        return 2 * self.num_layers
+        return self.num_layers * len(block(self.block).additions)
+
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """The kinds of matrix in a block."""
+        gated = activation(self.activation).gated
+        return tuple(kind for kind in MATRIX_KINDS if "." in kind and (gated or kind != "feed_forward.gate"))
+
+    def normed(self, where: str, part: str) -> bool:
+        """Whether that part of a block has a norm there: "pre", "inner", "output" or "post" (see `theory.block`)."""
+        arrangement, scheme = block(self.block), attention_scheme(self.attention)
+        if where == "pre":
+            return arrangement.pre_norm and not (part == "attention" and scheme.qkv_norm)
+        if where == "output":
+            return arrangement.output_norm or scheme.output_norm
+        return {"inner": arrangement.inner_norm, "post": arrangement.post_norm}[where]
+
+    def factor(self, name: str) -> np.ndarray:
+        """The block's "shortcut", "branch" or "input" factor, float64[num_layers]."""
+        return _factor(self, name)
 
     def shape(self, kind: str) -> tuple[int, int]:
         """(fan_in, fan_out) of that kind of matrix; tables are (rows, d_model), the head (d_model, vocab_size)."""
@@ -127,6 +151,7 @@ class Architecture:
             "attention.value": (d, kv),
             "attention.output": (d, d),
             "feed_forward.up": (d, self.ff_width),
+            "feed_forward.gate": (d, self.ff_width),
             "feed_forward.down": (self.ff_width, d),
             "head": (d, self.vocab_size),
         }
@@ -166,15 +191,28 @@ def _std(arch: Architecture, kind: str) -> np.ndarray:
         s.fan_in: fan_in,
         s.fan_out: fan_out,
     }
-    layers = np.arange(1, (arch.num_layers if kind in BLOCK_MATRICES else 1) + 1)
-    rule = arch.rule(kind).subs(sizes)
-    std = np.full(layers.shape, _number(rule))
-    if s.layer in rule.free_symbols:
-        std = np.array([_number(rule.subs(s.layer, int(n))) for n in layers])
+    std = _by_layer(arch.rule(kind).subs(sizes), arch.num_layers if "." in kind else 1)
     if not np.all(np.isfinite(std) & (std > 0)):
         raise ValueError(f"initialization: the rule {arch.rule(kind)} for {kind} gives {std}, not a positive number")
     std.flags.writeable = False
     return std
+
+
+@lru_cache(maxsize=1024)
+def _factor(arch: Architecture, name: str) -> np.ndarray:
+    rule = getattr(block(arch.block), name)
+    factor = _by_layer(rule.subs(s.N, arch.num_layers), arch.num_layers)
+    if not np.all(np.isfinite(factor) & (factor >= 0)):
+        raise ValueError(f"block: the rule {rule} for {name} gives {factor}, not numbers of at least 0")
+    factor.flags.writeable = False
+    return factor
+
+
+def _by_layer(rule: sp.Expr, num_layers: int) -> np.ndarray:
+    """A rule in the layer n, for n from 1 to num_layers."""
+    if s.layer in rule.free_symbols:
+        return np.array([_number(rule.subs(s.layer, n)) for n in range(1, num_layers + 1)])
+    return np.full(num_layers, _number(rule))
 
 
 def _number(value: sp.Expr) -> float:

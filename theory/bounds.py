@@ -14,6 +14,7 @@ import sympy as sp
 
 from theory import attention, feed_forward
 from theory import notation as s
+from theory.activation import activation
 from theory.architecture import Architecture
 
 METHODS = ("paper",)
@@ -42,11 +43,17 @@ def bound(arch: Architecture, method: str = "paper", shortcut_std: np.ndarray | 
 
     shortcut_std: float64[S + 1], standard deviation of the stream at each place; None: `predict` gives it. Holds in
     expectation over Gaussian weights, with rows of Q, K and V of typical length and one sigma_x for all tokens.
-    Raises ValueError for an unknown method, for a shortcut of the wrong shape or not positive, and for an
-    activation without a Lipschitz constant. Source: arXiv 2312.16903, equations 15 and 20 [secondary].
+    Raises ValueError for an unknown method, for an arrangement the paper does not bound, for a shortcut of the wrong
+    shape or not positive, and for an activation without a Lipschitz constant.
+    Source: arXiv 2312.16903, equations 15 and 20 [secondary].
     """
     if method not in METHODS:
         raise ValueError(f"method: unknown value {method!r}; choose one of {', '.join(METHODS)}")
+    for field, covered in (("block", "pre_ln"), ("attention", "standard")):
+        if getattr(arch, field) != covered:
+            raise ValueError(f"{field}: the paper's bound covers {covered!r} only; got {getattr(arch, field)!r}")
+    if activation(arch.activation).gated:
+        raise ValueError(f"activation: the paper's bound covers ungated ones only; got {arch.activation!r}")
     std = _shortcut(arch, shortcut_std)
     sizes = (arch.d_model, arch.ff_width, arch.d_head, arch.num_heads, arch.kv_heads, arch.seq_len, arch.norm_epsilon)
     slope = feed_forward.lipschitz(arch.activation)

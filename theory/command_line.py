@@ -13,7 +13,9 @@ from collections.abc import Callable
 import tyro
 
 from theory.activation import ACTIVATIONS
-from theory.architecture import ATTENTIONS, BLOCKS, NORMS, POSITIONS, Architecture
+from theory.architecture import NORMS, POSITIONS, Architecture
+from theory.attention_scheme import ATTENTIONS
+from theory.block import BLOCKS
 from theory.embedding import EMBEDDINGS
 from theory.initialization import INITIALIZATIONS
 

@@ -47,6 +47,12 @@ def dual_activation(activation: Activation, covariance: np.ndarray) -> tuple[np.
     )
 
 
+def mean_activation(activation: Activation, covariance: np.ndarray) -> np.ndarray:
+    """E[F(u)] of every token, [..., T], for the same Gaussians."""
+    std = np.sqrt(np.einsum("...tt->...t", covariance))
+    return np.interp(np.log(std), *_mean_table(activation)).astype(covariance.dtype) * std
+
+
 def _by_series(
     activation: Activation, derivative: bool, typical: float, std: np.ndarray, correlation: np.ndarray
 ) -> np.ndarray:
@@ -84,3 +90,12 @@ def _moment_table(activation: Activation, derivative: bool) -> tuple[np.ndarray,
     grid = np.linspace(np.log(1e-6), np.log(1e3), 1024)
     values = _function(activation, derivative)(np.exp(grid)[:, None] * nodes[None, :])
     return grid, np.log(values**2 @ weights)
+
+
+@lru_cache(maxsize=64)
+def _mean_table(activation: Activation) -> tuple[np.ndarray, np.ndarray]:
+    """Logarithm of the standard deviation, and the mean over the standard deviation."""
+    nodes, weights, _ = _quadrature()
+    grid = np.linspace(np.log(1e-6), np.log(1e3), 1024)
+    std = np.exp(grid)[:, None]
+    return grid, (_function(activation, False)(std * nodes[None, :]) / std) @ weights

@@ -23,6 +23,7 @@ MATRIX_KINDS = (
     "feed_forward.up",
     "feed_forward.down",
     "head",
+    "feed_forward.gate",
 )
 SYMBOLS = frozenset({fan_in, fan_out, d, V, N, layer})
 _HOME = "theory.notation"

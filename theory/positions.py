@@ -17,3 +17,15 @@ def rope_angles(seq_len: int, d_head: int) -> np.ndarray:
     Coordinates i and i + d_head / 2 turn by position x base^(-2i / d_head).
     """
     return np.arange(seq_len)[:, None] * BASE ** (-np.arange(d_head // 2) * 2 / d_head)[None, :]
+
+
+def alibi_slopes(num_heads: int) -> np.ndarray:
+    """ALiBi's slopes float64[num_heads] (Press et al., arXiv 2108.12409): logits get -slope x distance.
+
+    2^(-8 i / h) for i = 1..h where h is a power of two; else those of the next lower power, then every second one of
+    the next higher, as in the authors' code.
+    """
+    lower = 2 ** int(np.log2(num_heads))
+    slopes = 2.0 ** (-8 * np.arange(1, lower + 1) / lower)
+    between = 2.0 ** (-8 * np.arange(1, 2 * lower + 1, 2) / (2 * lower))
+    return np.concatenate([slopes, between])[:num_heads]

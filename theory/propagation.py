@@ -1,4 +1,4 @@
-"""Second moments of a pre-LN stack at initialisation, in absolute terms, at the model's true width.
+"""Second moments of a residual stack at initialisation, in absolute terms, at the model's true width.
 
 Two kernels over the tokens go through the stack: K[t,t'] = x_t . x_t' / d forward and G[t,t'], the covariance of dL/dx
 per coordinate, backward. Forward, a small ensemble of networks is followed, each by the Gram matrix that its own
@@ -10,25 +10,26 @@ one-hot.
 A network of the ensemble sees two sequences of the batch, or the only one; what they have within and between them
 stands for the batch's sequences and pairs. All kernels are float32[n, S, S]: n networks, S = its sequences' tokens.
 
-Of the dependence between a layer's forward weights and the gradient that comes back through it, what the norm makes is
+Of the dependence between a layer's forward weights and the gradient that comes back through it, what the norms make is
 kept: `_radial_share`. The rest is dropped, and so are the gradient's own fluctuations.
 """
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from theory.activation import activation
-from theory.architecture import BLOCK_MATRICES, Architecture
-from theory.dual_activation import dual_activation
+from theory.architecture import Architecture
+from theory.attention_scheme import attention_scheme
+from theory.block import block
 from theory.embedding import embedding
-from theory.gram import Draws, random_rows, root, wishart_root
-from theory.positions import sinusoids
-from theory.random_attention import Heads, flat
+from theory.gram import Draws
 from theory.softmax_overlap import softmax_overlap
+from theory.stream import Added, Norm, Stream, diagonal, embed, mean_share, outer, row_size
+from theory.sublayers import Sublayer, forward
+from theory.token_batch import TokenBatch, representative_pairs
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,13 @@ def predict(
     rng = np.random.default_rng(seeds)
     chosen = rng.integers(arch.vocab_size, size=(half, min(2, batch_size), arch.seq_len + 1))
     if tokens is not None:
-        chosen = _representative_pairs(tokens, half, rng)
+        chosen = representative_pairs(tokens, half, rng)
     largest = max(1, min(len(chosen), int(np.clip(2**17 // arch.seq_len**2, 8, 128))))
     groups = [group for group in np.array_split(chosen, -(-len(chosen) // largest)) for _ in range(2)]
     draws = [draws for seed in seeds.spawn(len(groups) // 2) for draws in Draws.pair(seed)]
 
     def squares(group: np.ndarray, draws: Draws) -> dict[str, np.ndarray]:
-        return _squares(arch, _Batch.of(arch, batch_size, group, tokens is None), draws)
+        return _squares(arch, TokenBatch.of(arch, batch_size, group, tokens is None), draws)
 
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         drawn = list(pool.map(squares, groups, draws))
@@ -92,31 +93,51 @@ def predict(
     return Prediction(shortcut_std, gradient_norm, float(gradient_norm[0] / gradient_norm[-1]), roots)
 
 
-def _squares(arch: Architecture, batch: "_Batch", draws: Draws) -> dict[str, np.ndarray]:
+@dataclass(frozen=True)
+class _Addition:
+    """One residual addition on the way forward, with what the way back needs.
+
+    parts: each with its norm on the input and on the output, if there are. before, after: |x|^2 / d of every token, the
+    sum's before its own norm, which is `post`. shares: of the sum's square, each part's. responses: of each part, mean
+    product of its output and of what that grows by if the token grows; 0 where a norm hides the token's length.
+    """
+
+    layer: int
+    parts: tuple[tuple[Sublayer, Norm | None, Norm | None], ...]
+    before: np.ndarray
+    after: np.ndarray
+    shares: tuple[np.ndarray, ...]
+    responses: tuple[np.ndarray, ...]
+    post: Norm | None
+
+
+def _squares(arch: Architecture, batch: TokenBatch, draws: Draws) -> dict[str, np.ndarray]:
     """Every square that a Prediction has the root of, in the mean over one group of networks."""
-    stream = _embed(arch, batch, draws)
-    variances, sublayers = [stream.observed_variance(arch, batch)], []
+    stream = embed(arch, batch, draws)
+    variances, additions = [stream.observed_variance(arch, batch)], list[_Addition]()
     for layer in range(arch.num_layers):
-        for part in (_Attention, _FeedForward):
-            sublayer, rows = part.forward(arch, layer, stream.norm(arch), batch, draws)
-            stream = _add(stream, *random_rows(draws, rows, arch.d_model, stream.coordinates.shape[-1]))
+        for parts in block(arch.block).additions:
+            stream, addition = _add(arch, layer, parts, stream, batch, draws)
             variances.append(stream.observed_variance(arch, batch))
-            sublayers.append(sublayer)
-    after = stream.norm(arch)
-    gradient, head = _upstream(arch, batch, after)
-    radial = np.zeros_like(after.divisor)
-    norms = [batch.trace(gradient)]
-    squares = {kind: np.zeros(arch.num_layers) for kind in BLOCK_MATRICES}
-    for index in reversed(range(len(sublayers))):
-        sublayer = sublayers.pop()
-        kept = np.minimum((sublayer.norm.divisor / after.divisor) ** 2, 1)
-        lost = (1 - radial) * (1 - kept)
-        increment, own = sublayer.backward(arch, index // 2, batch, gradient, lost, draws)
+            additions.append(addition)
+    final = stream.norm(arch) if block(arch.block).final_norm else None
+    gradient, coherent, head = _upstream(arch, batch, stream if final is None else final.tokens)
+    along = _Along.of(final is None, arch, diagonal(stream.kernel))
+    if final is not None:
+        gradient = gradient * final.jacobian(arch)
+        norms = [batch.trace(gradient)]
+    else:
+        norms = [batch.trace(gradient + coherent)]
+        if not block(arch.block).post_norm:
+            random, gradient = diagonal(gradient), gradient + coherent
+            radial = (random + arch.d_model * diagonal(coherent)) / diagonal(gradient)
+            along = replace(along, radial=radial)
+    squares = {kind: np.zeros(arch.num_layers) for kind in arch.matrices}
+    while additions:
+        addition = additions.pop()
+        gradient, along, own = _back(arch, addition, batch, gradient, along, draws)
         for kind, square in own.items():
-            squares[kind][index // 2] = square
-        before = gradient + increment * sublayer.norm.jacobian(arch)
-        growth = np.einsum("nss->ns", before) / np.einsum("nss->ns", gradient)
-        radial, gradient, after = _radial_share(radial, kept, growth), before, sublayer.norm
+            squares[kind][addition.layer] = square
         norms.append(batch.trace(gradient))
     return squares | {
         "embedding": np.array([_table_gradient(arch, batch, gradient)]),
@@ -126,19 +147,114 @@ def _squares(arch: Architecture, batch: "_Batch", draws: Draws) -> dict[str, np.
     }
 
 
-def _radial_share(radial: np.ndarray, kept: np.ndarray, growth: np.ndarray) -> np.ndarray:
+def _add(
+    arch: Architecture, layer: int, parts: tuple[str, ...], stream: Stream, batch: TokenBatch, draws: Draws
+) -> tuple[Stream, _Addition]:
+    shortcut, branch, factor = (float(arch.factor(name)[layer]) for name in ("shortcut", "branch", "input"))
+    norm = stream.norm(arch) if any(arch.normed("pre", part) for part in parts) else None
+    total, done, sizes, responses = stream.times(shortcut), [], [], []
+    for part in parts:
+        pre = norm if arch.normed("pre", part) else None
+        tokens = (stream if pre is None else pre.tokens).times(factor)
+        sublayer, rows = forward(part, arch, layer, tokens, batch, draws)
+        added, output = Added.draw(draws, rows, arch, stream.rows.shape[-1]), None
+        if arch.normed("output", part):
+            added, output = added.normed(arch)
+        total = total.plus(added.times(branch))
+        sizes.append(branch**2 * added.size)
+        felt = 0.0 if _blind(arch, part) else branch**2
+        responses.append(np.float32(felt) * sublayer.response(arch, layer, added.size))
+        done.append((sublayer, pre, output))
+    before, after = diagonal(stream.kernel), diagonal(total.kernel)
+    grown = np.maximum(1 - shortcut**2 * before / after, 0)
+    shares = tuple(grown * size / np.maximum(sum(sizes), np.finfo(np.float32).tiny) for size in sizes)
+    post = total.norm(arch) if block(arch.block).post_norm else None
+    addition = _Addition(layer, tuple(done), before, after, shares, tuple(responses), post)
+    return total if post is None else post.tokens, addition
+
+
+def _blind(arch: Architecture, part: str) -> bool:
+    """Whether a norm hides the token's length from that part of a block."""
+    hidden = part == "attention" and attention_scheme(arch.attention).qkv_norm
+    return hidden or any(arch.normed(where, part) for where in ("pre", "inner", "output"))
+
+
+@dataclass(frozen=True)
+class _Along:
+    """Shares [n, S] of the gradient's variance along the token itself and along the mean; 1 for a random direction."""
+
+    radial: np.ndarray
+    mean: np.ndarray
+
+    @staticmethod
+    def of(random: bool, arch: Architecture, like: np.ndarray) -> "_Along":
+        """Of a gradient that comes from Gaussian weights, or else from a norm."""
+        has_mean = random or arch.norm != "layer_norm"
+        return _Along(np.full_like(like, random), np.full_like(like, has_mean))
+
+
+def _back(
+    arch: Architecture, addition: _Addition, batch: TokenBatch, gradient: np.ndarray, along: _Along, draws: Draws
+) -> tuple[np.ndarray, _Along, dict[str, float]]:
+    """The gradient's kernel and what of it lies along the token before the addition, and the matrices' squares."""
+    shortcut, branch, factor = (float(arch.factor(name)[addition.layer]) for name in ("shortcut", "branch", "input"))
+    if addition.post is not None:
+        gradient = gradient * addition.post.jacobian(arch, radial=along.radial, mean=along.mean)
+        along = _Along.of(False, arch, addition.before)
+    before, squares = gradient * np.float32(shortcut**2), dict[str, float]()
+    mean, felt, random = diagonal(before) * along.mean, np.zeros_like(along.mean), 1 - along.radial
+    for (sublayer, pre, output), share, response in zip(
+        addition.parts, addition.shares, addition.responses, strict=True
+    ):
+        reaching, lost = gradient * np.float32(branch**2), random * share
+        if output is not None:
+            reaching, lost = reaching * output.jacobian(arch), np.ones_like(lost)
+        increment, own = sublayer.backward(arch, addition.layer, batch, reaching, lost, draws)
+        increment = increment * np.float32(factor**2)
+        if pre is not None:
+            increment = increment * pre.jacobian(arch)
+        before = before + increment
+        mean = mean + diagonal(increment) * _Along.of(pre is None, arch, mean).mean
+        felt = felt + np.where(response > 0, diagonal(increment), 0)
+        squares |= own
+    ratio, response = addition.after / addition.before, sum(addition.responses) / addition.before
+    both = random * ((shortcut**2 + response) ** 2 - shortcut**4) / ratio / arch.d_model / 2
+    before = before - gradient * (both[:, :, None] + both[:, None, :])
+    scale = diagonal(gradient)
+    growth = diagonal(before) / scale
+    radial = _radial_share(along.radial, ratio, growth, shortcut**2, response, felt / scale)
+    return before, _Along(radial, mean / diagonal(before)), squares
+
+
+def _radial_share(
+    radial: np.ndarray,
+    ratio: np.ndarray,
+    growth: np.ndarray,
+    shortcut: np.ndarray | float = 1.0,
+    response: np.ndarray | float = 0.0,
+    felt: np.ndarray | float = 0.0,
+) -> np.ndarray:
     """E(g . x)^2 d / (|g|^2 |x|^2) at a place, from `radial`, what it is at the next one; 1 for a random direction.
 
-    At the last place it is 0: the last norm makes the loss blind to the length of x. A sub-layer's x' = x + f, g = g' +
-    J^T g' has J^T g' . x = 0 by its own norm, so g . x = g' . x; of x the share `kept` = |x|^2 / |x'|^2 lies along x',
-    where g' has its radial share, and the rest in a direction random to it. growth: |g|^2 / |g'|^2. All [n, S].
+    At the last place it is 0: the last norm makes the loss blind to the length of x. Of a sub-layer x' = x + f that has
+    a norm, J^T g' . x = 0, so g . x = g' . x; of x the share |x|^2 / |x'|^2 lies along x', where g' has its radial
+    share, and the rest in a direction random to it. ratio: |x'|^2 / |x|^2. growth: |g|^2 / |g'|^2. All [n, S].
+
+    shortcut: a^2 of x' = a x + f. A sub-layer without a norm has J^T g' . x as well. felt: what its gradient adds, in
+    units of |g'|^2. response: of f . (J x), in units of |x|^2; where f scales with x, g . x = g' . x'.
     """
-    return (kept * radial + 1 - kept) / growth
+    along = (1 - radial) * (shortcut + response) ** 2 / ratio
+    return np.maximum(shortcut + felt - along, 0) / growth
 
 
 def _logit_variance(arch: Architecture) -> float:
     """Largest over layers, for tokens of unit variance."""
-    return float(np.max(arch.d_model**2 * arch.std("attention.query") ** 2 * arch.std("attention.key") ** 2))
+    scheme = attention_scheme(arch.attention)
+    if scheme.normed:
+        return scheme.temperature**2
+    return scheme.temperature**2 * float(
+        np.max(arch.d_model**2 * arch.std("attention.query") ** 2 * arch.std("attention.key") ** 2)
+    )
 
 
 def _enough(arch: Architecture, tokens: np.ndarray | None) -> int:
@@ -152,290 +268,26 @@ def _enough(arch: Architecture, tokens: np.ndarray | None) -> int:
     return int(np.clip(min(max(wanted, affordable / 100), affordable), least, 1024))
 
 
-def _representative_pairs(tokens: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """About `count` pairs of the batch's sequences int[count, 2, T + 1], as like each other as the batch's are.
+def _upstream(arch: Architecture, batch: TokenBatch, tokens: Stream) -> tuple[np.ndarray, np.ndarray, float]:
+    """Kernels of the gradient of what the head reads, and the square of the head's gradient norm: softmax less one-hot.
 
-    Every pair equally often where that many are asked for, else every sequence, in the draw of 64 in which the tokens
-    of two sequences agree as often as in all pairs, and those of one as in all. A lone sequence is its own list.
+    E[p_t . p_t'] by `softmax_overlap`; a target's probability is 1 / V on average. The second kernel is of the part
+    along the token, which a norm takes out: the mean logit under p is the logits' variance times 1 - E[p . p].
     """
-    sequences = len(tokens)
-    if sequences == 1:
-        return np.tile(tokens, (count, 1, 1))
-    ring = [*range(sequences), *[-1] * (sequences % 2)]
-    games = []
-    for _ in range(len(ring) - 1):  # a tournament in rounds, in each of which every sequence plays once, or rests
-        games += [g for g in zip(ring[: len(ring) // 2], reversed(ring), strict=False) if -1 not in g]
-        ring.insert(1, ring.pop())
-    pairs = np.array(games)
-    if count >= len(pairs):
-        return tokens[np.tile(pairs, (round(count / len(pairs)), 1))]
-    frequency = np.stack([np.bincount(row, minlength=tokens.max() + 1) for row in tokens]).astype(float)
-    like = frequency @ frequency.T
-    one, two = np.trace(like) / sequences, like[~np.eye(sequences, dtype=bool)].mean()
-    draws = [rng.permutation(sequences)[pairs[:count]] for _ in range(64)]
-    apart = [abs(like[d, d].mean() - one) + abs(like[d[:, 0], d[:, 1]].mean() - two) for d in draws]
-    return tokens[draws[int(np.argmin(apart))]]
+    d, count = arch.d_model, batch.size * arch.seq_len
+    gain = np.float32(arch.logit_scale**2 * arch.std("head")[0] ** 2)
+    overlap = softmax_overlap(tokens.kernel * (gain * d), arch.vocab_size)
+    error = (overlap - 2 / arch.vocab_size + batch.same_target) / count**2
+    head = arch.logit_scale**2 * d * batch.total(error * tokens.kernel)
+    coherent = tokens.kernel * outer(gain * (1 - diagonal(overlap))) / np.float32(count**2)
+    return error * gain, coherent, head
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """Which tokens of a network's sequences agree, and for how many pairs of the batch's sequences each block stands.
-
-    same_input, same_target: [n, S, S]; between sequences of random tokens, the probability that two agree.
-    weight: [sequences, sequences].
-    """
-
-    size: int
-    same_input: np.ndarray
-    same_target: np.ndarray
-    weight: np.ndarray
-
-    @staticmethod
-    def of(arch: Architecture, size: int, tokens: np.ndarray, random: bool) -> "_Batch":
-        """A batch of that size from tokens [n, sequences, T + 1]; random: they stand for independent ones."""
-        networks, sequences, _ = tokens.shape
-        same = []
-        for part in (tokens[..., :-1], tokens[..., 1:]):  # inputs, targets
-            agree = (part[:, :, :, None, None] == part[:, None, None]).astype(np.float32)
-            if random:
-                others = ~np.eye(sequences, dtype=bool)
-                agree = np.where(others[:, None, :, None], np.float32(1 / arch.vocab_size), agree)
-            same.append(agree.reshape(networks, sequences * arch.seq_len, -1))
-        weight = np.full((sequences, sequences), size * (size - 1) / max(sequences * (sequences - 1), 1))
-        np.fill_diagonal(weight, size / sequences)
-        return _Batch(size, same[0], same[1], weight)
-
-    def total(self, kernel: np.ndarray) -> float:
-        """Sum of a kernel over all pairs of the batch's tokens, in the mean over networks."""
-        count = len(self.weight)
-        mean = kernel.mean(axis=0, dtype=np.float64).reshape(count, -1, count, len(kernel[0]) // count)
-        return float((self.weight * mean.sum(axis=(1, 3))).sum())
-
-    def trace(self, kernel: np.ndarray) -> float:
-        """Sum of a kernel's diagonal over the batch's tokens, in the mean over networks."""
-        return float(self.weight[0, 0] * np.einsum("nss->ns", kernel).mean(axis=0, dtype=np.float64).sum())
-
-
-@dataclass(frozen=True)
-class _Stream:
-    """The residual stream at one place.
-
-    coordinates: of each token over sqrt(d_model), along a frame of at most d_model axes that spans them, [n, S, axes].
-    The first axis is that of equal coordinates, so that its entry is the mean over the coordinates, which LayerNorm
-    takes out; the others are as random as the weights. kernel: K [n, S, S], their Gram matrix.
-    """
-
-    coordinates: np.ndarray
-    kernel: np.ndarray
-
-    def norm(self, arch: Architecture) -> "_Norm":
-        """The kernel after the norm, with what its Jacobian needs."""
-        rows, kernel = self.coordinates, self.kernel
-        if arch.norm == "layer_norm":
-            rows, kernel = rows[..., 1:], kernel - _outer(rows[..., 0])
-        divisor = np.sqrt(np.einsum("nss->ns", kernel) + np.float32(arch.norm_epsilon))
-        return _Norm(rows / divisor[..., None], kernel * _outer(1 / divisor), divisor)
-
-    def observed_variance(self, arch: Architecture, batch: _Batch) -> float:
-        """Variance about the mean over the whole batch, which is what one measures."""
-        tokens = batch.size * arch.seq_len
-        return batch.trace(self.kernel) / tokens - batch.total(_outer(self.coordinates[..., 0])) / tokens**2
-
-
-@dataclass(frozen=True)
-class _Norm:
-    """Of z, the stream after a norm: coordinates over sqrt(d_model), kernel [n, S, S], and the divisors [n, S]."""
-
-    rows: np.ndarray
-    kernel: np.ndarray
-    divisor: np.ndarray
-
-    def jacobian(self, arch: Architecture) -> np.ndarray:
-        """tr(J_t J_t'^T) / d: 1 / (divisor divisor') times what the two projectors share."""
-        retained = np.einsum("nss->ns", self.kernel)  # 1 but for the norm's epsilon
-        lost = retained[:, :, None] + retained[:, None, :] - self.kernel**2
-        return (1 - _mean_share(arch) - lost / arch.d_model) * _outer(1 / self.divisor)
-
-
-def _mean_share(arch: Architecture) -> float:
-    return 1 / arch.d_model if arch.norm == "layer_norm" else 0.0
-
-
-def _outer(values: np.ndarray) -> np.ndarray:
-    return values[:, :, None] * values[:, None, :]
-
-
-def _embed(arch: Architecture, batch: _Batch, draws: Draws) -> _Stream:
-    """The stream at the first place."""
-    d, (networks, tokens, _) = arch.d_model, batch.same_input.shape
-    coordinates = np.zeros((networks, tokens, d if d <= 2 * tokens else 1 + tokens), np.float32)
-    if arch.positions == "sinusoidal":
-        code = sinusoids(arch.seq_len, d) / np.sqrt(d)
-        frame = np.linalg.qr(np.column_stack([np.ones(d), code.T])).Q
-        coordinates[..., : frame.shape[1]] = np.tile(code @ frame, (len(batch.weight), 1))
-    stream = _Stream(coordinates, coordinates @ coordinates.mT)
-    size = np.float32(_row_size(arch))
-    along, beside = random_rows(draws, root(batch.same_input * size), d, coordinates.shape[-1])
-    if embedding(arch.embedding).layer_norm:
-        if arch.norm == "layer_norm":
-            along[..., 0] = 0
-        own = np.sum(along**2, axis=-1, keepdims=True) + np.sum(beside**2, axis=-1, keepdims=True)
-        divisor = np.sqrt(own + np.float32(arch.norm_epsilon))
-        along, beside = along / divisor, beside / divisor
-    stream = _add(stream, along, beside)
-    if arch.positions == "learned":
-        own = np.tile(np.eye(arch.seq_len, dtype=np.float32), (networks, len(batch.weight), len(batch.weight)))
-        own *= np.float32(arch.std("position")[0] ** 2)
-        stream = _add(stream, *random_rows(draws, root(own), d, coordinates.shape[-1]))
-    return stream
-
-
-def _row_size(arch: Architecture) -> float:
-    """Mean square of a coordinate of the embedding's output, before its norm where it has one."""
-    return float(arch.std("embedding")[0] * arch.evaluate(embedding(arch.embedding).multiplier)) ** 2
-
-
-def _add(stream: _Stream, along: np.ndarray, beside: np.ndarray) -> _Stream:
-    """The stream after rows are added, with those coordinates and a root of what their Gram matrix has beside them."""
-    coordinates = stream.coordinates + along
-    if not beside.shape[-1]:
-        return _Stream(coordinates, coordinates @ coordinates.mT)
-    first, others = coordinates[..., :1], coordinates[..., 1:]
-    kernel = others @ others.mT + beside @ beside.mT
-    return _Stream(np.concatenate([first, root(kernel)], axis=-1), kernel + first @ first.mT)
-
-
-@dataclass(frozen=True)
-class _FeedForward:
-    """K += d_ff s_2^2 E[F F'];  G += (d s_1^2)(d_ff s_2^2) E[F' F''] o G through the norm."""
-
-    norm: _Norm
-    hidden: np.ndarray
-    slope: np.ndarray
-
-    @staticmethod
-    def forward(
-        arch: Architecture, layer: int, norm: _Norm, batch: _Batch, draws: Draws
-    ) -> tuple["_FeedForward", np.ndarray]:
-        """The sub-layer, and the rows [n, S, k] that a Gaussian matrix of unit variance makes its output of."""
-        before = norm.kernel * np.float32(arch.d_model * arch.std("feed_forward.up")[layer] ** 2)
-        hidden, slope = dual_activation(activation(arch.activation), before)
-        std = np.float32(np.sqrt(arch.ff_width) * arch.std("feed_forward.down")[layer])
-        rows = root(hidden) @ wishart_root(draws, len(hidden), hidden.shape[-1], arch.ff_width)
-        return _FeedForward(norm, hidden, slope), rows * std
-
-    def backward(
-        self,
-        arch: Architecture,
-        layer: int,
-        batch: _Batch,
-        gradient: np.ndarray,
-        lost: np.ndarray,
-        draws: Draws,
-    ) -> tuple[np.ndarray, dict[str, float]]:
-        """(increment of the gradient kernel before the norm's Jacobian, squares of the matrices' gradients)."""
-        d, width = arch.d_model, arch.ff_width
-        inner = gradient * self.slope * np.float32(d * arch.std("feed_forward.down")[layer] ** 2)
-        squares = {
-            "feed_forward.up": d * width * batch.total(inner * self.norm.kernel),
-            "feed_forward.down": d * width * batch.total(gradient * self.hidden),
-        }
-        return inner * np.float32(width * arch.std("feed_forward.up")[layer] ** 2), squares
-
-
-@dataclass(frozen=True)
-class _Attention:
-    """K += (d s_V^2)(d s_O^2) A C A^T;  G += value path A^T G A, and score path through queries and keys.
-
-    heads: all of a narrow model's; of a wide one's, whose mean varies less, as many as its attention is sharp. mixed:
-    o o^T in the mean over all heads and their coordinates, A C A^T on average.
-    """
-
-    norm: _Norm
-    mixed: np.ndarray
-    heads: Heads
-
-    @staticmethod
-    def forward(
-        arch: Architecture, layer: int, norm: _Norm, batch: _Batch, draws: Draws
-    ) -> tuple["_Attention", np.ndarray]:
-        """As the feed-forward's."""
-        query, key, value, output = (
-            arch.d_model * arch.std(f"attention.{name}")[layer] ** 2 for name in ("query", "key", "value", "output")
-        )
-        drawn = max(2**18 // arch.d_model // arch.d_head, int(8 * min(_logit_variance(arch), 4.0)), 1)
-        group = min(arch.num_heads // arch.kv_heads, drawn)
-        groups = min(arch.kv_heads, drawn // group)
-        heads = Heads.draw(
-            draws,
-            norm.rows,
-            len(batch.weight),
-            (groups, group, arch.d_head),
-            (query, key),
-            arch.positions == "rope",
-        )
-        if groups * group == arch.num_heads:
-            rows = flat(heads.attention() @ heads.values) * np.float32(arch.num_heads**-0.5)
-        else:
-            rows = root(_sandwich(heads.attention(), norm.kernel))
-            rows = rows @ wishart_root(draws, len(rows), rows.shape[-1], arch.kv_heads * arch.d_head)
-        return _Attention(norm, rows @ rows.mT, heads), rows * np.float32(np.sqrt(value * output))
-
-    def backward(
-        self,
-        arch: Architecture,
-        layer: int,
-        batch: _Batch,
-        gradient: np.ndarray,
-        lost: np.ndarray,
-        draws: Draws,
-    ) -> tuple[np.ndarray, dict[str, float]]:
-        """As the feed-forward's."""
-        d, z = arch.d_model, self.norm.kernel
-        query, key, value, output = (
-            np.float32(arch.std(f"attention.{name}")[layer] ** 2) for name in ("query", "key", "value", "output")
-        )
-        reaching, gain = gradient * np.float32(d * output), np.float32(d * d * value)
-        attention = self.heads.attention()
-        values = _sandwich(attention.mT, reaching)
-        queries, keys = self.heads.score_gradients(draws, attention, root(reaching), lost, arch.num_heads)
-        squares = {
-            "attention.query": d * float(gain) * batch.total(queries * z),
-            "attention.key": d * float(gain) * batch.total(keys * z),
-            "attention.value": d * d * batch.total(values * z),
-            "attention.output": d * d * d * float(value) * batch.total(gradient * self.mixed),
-        }
-        return values * (d * value) + (queries * query + keys * key) * gain, squares
-
-
-def _sandwich(matrices: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """M K M^T of a kernel [n, S, S] in the mean over heads, M block-diagonal with [n, heads, sequences, T, T]."""
-    n, heads, sequences, seq_len, _ = matrices.shape
-    kernel = kernel[:, None]
-    for _ in range(2):
-        rows = kernel.reshape(n, -1, sequences, seq_len, sequences * seq_len)
-        kernel = (matrices @ rows).reshape(n, heads, sequences * seq_len, -1).mT
-    return kernel.mean(axis=1)
-
-
-def _upstream(arch: Architecture, batch: _Batch, norm: _Norm) -> tuple[np.ndarray, float]:
-    """(gradient kernel at the last place, square of the head's gradient norm), from that of softmax minus one-hot.
-
-    E[p_t . p_t'] by `softmax_overlap`; a target's probability is 1 / V on average.
-    """
-    d, tokens = arch.d_model, batch.size * arch.seq_len
-    gain = arch.logit_scale**2 * arch.std("head")[0] ** 2
-    overlap = softmax_overlap(norm.kernel * np.float32(gain * d), arch.vocab_size)
-    error = (overlap - 2 / arch.vocab_size + batch.same_target) / tokens**2
-    head = arch.logit_scale**2 * d * batch.total(error * norm.kernel)
-    return error * np.float32(gain) * norm.jacobian(arch), head
-
-
-def _table_gradient(arch: Architecture, batch: _Batch, gradient: np.ndarray) -> float:
+def _table_gradient(arch: Architecture, batch: TokenBatch, gradient: np.ndarray) -> float:
     """Square of the norm of the table's gradient: rows of equal tokens add up, then the embedding's own Jacobian."""
     method = embedding(arch.embedding)
     factor = arch.evaluate(method.multiplier) ** 2 * arch.evaluate(method.gradient_share) ** 2
     if method.layer_norm:
-        share = _mean_share(arch)
-        factor *= (1 - 1 / arch.d_model - share) / (_row_size(arch) * (1 - share) + arch.norm_epsilon)
+        share = mean_share(arch, arch.d_model)
+        factor *= (1 - 1 / arch.d_model - share) / (row_size(arch) * (1 - share) + arch.norm_epsilon)
     return arch.d_model * factor * batch.total(gradient * batch.same_input)

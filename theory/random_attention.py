@@ -10,21 +10,48 @@ from functools import lru_cache
 
 import numpy as np
 
+from theory.attention_scheme import ATTENTIONS, AttentionScheme
 from theory.gram import Draws
 from theory.positions import rope_angles
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What the heads do beside softmax(q k^T / sqrt(d_head)) v.
+
+    rope: queries and keys are turned by their positions. slopes: ALiBi's, of the heads drawn. centred, epsilon: of the
+    norms that the scheme puts into the heads.
+    """
+
+    scheme: AttentionScheme = ATTENTIONS["standard"]
+    rope: bool = False
+    slopes: np.ndarray | None = None
+    centred: bool = True
+    epsilon: float = 0.0
+
+
+@dataclass(frozen=True)
+class Weights:
+    """[n, heads, sequences, T, T]: softmax, the weights A that values get, and slope, d(logit) / d(q.k / sqrt d)."""
+
+    softmax: np.ndarray
+    attention: np.ndarray
+    slope: np.ndarray
 
 
 @dataclass(frozen=True)
 class Heads:
     """Some heads of n networks: queries, keys and values over sqrt(d_head), [n, heads, sequences, T, d_head].
 
-    rope: queries and keys are turned by their positions.
+    They are as they enter the softmax. divisors: what their norms have divided them by, in that order, each
+    [n, heads, sequences, T, 1] or None.
     """
 
     queries: np.ndarray
     keys: np.ndarray
     values: np.ndarray
-    rope: bool
+    variant: Variant
+    divisors: tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None] = (None, None, None)
 
     @staticmethod
     def draw(
@@ -32,63 +59,111 @@ class Heads:
         tokens: np.ndarray,
         sequences: int,
         shape: tuple[int, int, int],
-        variances: tuple[float, float],
-        rope: bool,
+        variances: tuple[float, float, float],
+        variant: Variant,
     ) -> "Heads":
-        """Heads for tokens with that root [n, S, k] of their normalised kernel.
+        """Heads for tokens with that root [n, S, k] of their kernel.
 
-        shape: groups, heads a group, d_head; a group has one key and one value. variances: of a coordinate of q and of
-        k for a token of unit variance, d_model times the weights' variance; values have 1. A mirror image has -q, so
-        that all odd orders of the logits cancel.
+        shape: groups, heads a group, d_head; a group has one key and one value. variances: of a coordinate of q, k and
+        v for a token of unit variance, d_model times the weights' variance. A mirror image has -q, so that all odd
+        orders of the logits cancel.
         """
         n, _, inner = tokens.shape
         groups, group, d_head = shape
-        projected = []
-        for count, variance, sign in (
-            (groups * group, variances[0], draws.sign),
-            (groups, variances[1], 1),
-            (groups, 1, 1),
+        found, divisors = list[np.ndarray](), list[np.ndarray | None]()
+        for name, count, variance, sign in zip(
+            ("query", "key", "value"), (groups * group, groups, groups), variances, (draws.sign, 1, 1), strict=True
         ):
             weights = draws.shared.standard_normal((n, inner, count * d_head), dtype=np.float32)
             weights *= np.float32(sign * np.sqrt(variance / d_head))
-            projected.append(_split(tokens @ weights, sequences, count))
-        queries, keys, values = projected
-        if rope:
-            queries, keys = rotate(queries), rotate(keys)
-        return Heads(queries, np.repeat(keys, group, axis=1), np.repeat(values, group, axis=1), rope)
+            x, divisor = _split(tokens @ weights, sequences, count), None
+            if name in variant.scheme.normed:
+                if variant.centred:
+                    x = x - x.mean(axis=-1, keepdims=True)
+                divisor = np.sqrt((x**2).sum(axis=-1, keepdims=True) + np.float32(variant.epsilon))
+                x = x / divisor
+            x = rotate(x) if variant.rope and name != "value" else x
+            found.append(x if name == "query" else np.repeat(x, group, axis=1))
+            divisors.append(divisor if divisor is None or name == "query" else np.repeat(divisor, group, axis=1))
+        return Heads(found[0], found[1], found[2], variant, (divisors[0], divisors[1], divisors[2]))
 
-    def attention(self) -> np.ndarray:
-        """A float32[n, heads, sequences, T, T]."""
-        return causal_softmax(self.queries @ self.keys.mT * np.float32(np.sqrt(self.queries.shape[-1])))
+    def weights(self) -> Weights:
+        """Softmax and what the scheme makes of it."""
+        scheme = self.variant.scheme
+        slope = np.array(scheme.temperature, np.float32)
+        logits = self.queries @ self.keys.mT * np.float32(np.sqrt(self.queries.shape[-1]) * scheme.temperature)
+        if scheme.cap is not None:
+            bent = np.tanh(logits / np.float32(scheme.cap))
+            logits, slope = bent * np.float32(scheme.cap), slope * (1 - bent**2)
+        if self.variant.slopes is not None:
+            positions = np.arange(logits.shape[-1], dtype=np.float32)
+            distance = positions[:, None] - positions[None, :]
+            logits = logits - self.variant.slopes.astype(np.float32)[:, None, None, None] * distance
+        softmax = causal_softmax(logits)
+        if scheme.clip is None:
+            return Weights(softmax, softmax, slope)
+        low, high = (np.float32(end) for end in scheme.clip)
+        return Weights(softmax, np.clip((high - low) * softmax + low, 0, 1), slope)
 
     def score_gradients(
-        self, draws: Draws, attention: np.ndarray, gradients: np.ndarray, lost: np.ndarray, num_heads: int
+        self, draws: Draws, weights: Weights, gradients: np.ndarray, lost: np.ndarray, num_heads: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Kernels of dL/dq and dL/dk, before RoPE and in the mean over heads, float32[n, S, S] each.
+        """Kernels of dL/dq and dL/dk, before norm and RoPE and in the mean over heads, float32[n, S, S] each.
 
-        attention: A of these heads. gradients: root [n, S, k] of the kernel of dL/do. lost: [n, S], which share of its
+        weights: of these heads. gradients: root [n, S, k] of the kernel of dL/do. lost: [n, S], which share of its
         variance dL/do lacks along the token's own outputs, of all `num_heads` heads together. The gradient of a key
         that several heads have is the sum of theirs, and so is its kernel, as their dL/do are independent. The few
         heads of a narrow model get several draws of dL/do.
         """
         n, heads, sequences, seq_len, d_head = self.values.shape
-        outputs, wanted = attention @ self.values, min(512, 2**18 // (num_heads * d_head))
+        outputs, wanted = weights.attention @ self.values, min(512, 2**18 // (num_heads * d_head))
         repeats = max(1, wanted // (heads * d_head))
         lost = lost.reshape(n, 1, sequences, seq_len, 1)
         inward = (1 - np.sqrt(1 - lost * np.float32(heads / num_heads))) * outputs
-        inward /= (outputs**2).sum(axis=(1, 4), keepdims=True)
+        inward /= np.maximum((outputs**2).sum(axis=(1, 4), keepdims=True), np.finfo(np.float32).tiny)
         stretch = np.float32(repeats * heads) ** -0.5 / np.sqrt(1 - lost / np.float32(num_heads * d_head))
         queries, keys = list[np.ndarray](), list[np.ndarray]()
         for _ in range(repeats):
-            weights = draws.alone.standard_normal((n, gradients.shape[-1], heads * d_head), dtype=np.float32)
-            g = _split(gradients @ weights, sequences, heads)
+            drawn = draws.alone.standard_normal((n, gradients.shape[-1], heads * d_head), dtype=np.float32)
+            g = _split(gradients @ drawn, sequences, heads)
             g = (g - (g * outputs).sum(axis=(1, 4), keepdims=True) * inward) * stretch
-            scores = attention * (g @ self.values.mT - (g * outputs).sum(axis=-1, keepdims=True))
-            rows = scores @ self.keys, scores.mT @ self.queries
-            for found, x in zip((queries, keys), rows, strict=True):
-                found.append(flat(rotate(x, -1) if self.rope else x))
+            scores = self._at_logits(weights, g @ self.values.mT)
+            queries.append(flat(self._before(0, scores @ self.keys)))
+            keys.append(flat(self._before(1, scores.mT @ self.queries)))
         at_queries, at_keys = (np.concatenate(rows, axis=-1) for rows in (queries, keys))
         return at_queries @ at_queries.mT, at_keys @ at_keys.mT
+
+    def _at_logits(self, weights: Weights, at_weights: np.ndarray) -> np.ndarray:
+        """dL/d(q.k / sqrt d) from dL/dA."""
+        if self.variant.scheme.clip is not None:
+            low, high = self.variant.scheme.clip
+            inside = (weights.attention > 0) & (weights.attention < 1)
+            at_weights = at_weights * inside * np.float32(high - low)
+        at_weights = at_weights - (weights.softmax * at_weights).sum(axis=-1, keepdims=True)
+        return weights.softmax * at_weights * weights.slope
+
+    def _before(self, which: int, rows: np.ndarray) -> np.ndarray:
+        """dL/d(projection) from dL/dq (which = 0) or dL/dk (1) as they enter the softmax."""
+        rows, divisor = rotate(rows, -1) if self.variant.rope else rows, self.divisors[which]
+        if divisor is None:
+            return rows
+        x = (self.queries, self.keys)[which]
+        x = rotate(x, -1) if self.variant.rope else x
+        if self.variant.centred:
+            rows = rows - rows.mean(axis=-1, keepdims=True)
+        return (rows - x * (x * rows).sum(axis=-1, keepdims=True)) / divisor
+
+    def value_jacobian(self) -> np.ndarray | float:
+        """What the values' norm makes of the kernel of dL/dv, in the mean over heads: a factor [n, S, S], or 1."""
+        divisor = self.divisors[2]
+        if divisor is None:
+            return 1.0
+        n, heads, _, _, d_head = self.values.shape
+        values, divisor = self.values.reshape(n, heads, -1, d_head), divisor.reshape(n, heads, -1, 1)
+        kernel = values @ values.mT
+        retained = np.einsum("nhss->nhs", kernel)
+        lost = retained[..., :, None] + retained[..., None, :] - kernel**2 + np.float32(self.variant.centred)
+        return ((1 - lost / d_head) / (divisor * divisor.mT)).mean(axis=1)
 
 
 def flat(rows: np.ndarray) -> np.ndarray:

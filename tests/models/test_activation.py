@@ -16,6 +16,8 @@ _OURS_TO_JAX = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "silu": jax.nn.silu,
+    "swiglu": jax.nn.silu,
+    "geglu": lambda x: jax.nn.gelu(x, approximate=False),
 }
 _POINTS = jnp.asarray(np.r_[np.linspace(-8, 8, 81) + 0.013, -1e4, -100, 100, 1e4].reshape(1, 1, -1), jnp.float32)
 

@@ -7,7 +7,6 @@ from scipy import stats
 
 import models
 from theory import Architecture, Initialization
-from theory.architecture import BLOCK_MATRICES
 from theory.initialization import INITIALIZATIONS
 from theory.notation import N, d, fan_in, layer
 
@@ -33,16 +32,17 @@ _EXPECTED = {  # worked out by hand for d 32, d_ff 128, N 3, V 50, a key-value w
 def architecture(initialization):
     return Architecture(
         num_layers=3, d_model=32, num_heads=4, num_kv_heads=2, vocab_size=50, seq_len=40, positions="learned",
-        initialization=initialization,  embedding="vanilla",
+        initialization=initialization, embedding="vanilla", activation="swiglu",
     )  # fmt: skip
 
 
 def matrices(params):
     """Every weight matrix by kind, layer by layer."""
     found = {"embedding": [params.embedding], "position": [params.position], "head": [params.head.weight]}
-    for kind in BLOCK_MATRICES:
-        sublayer, name = kind.split(".")
-        found[kind] = list(getattr(getattr(params.blocks, sublayer), name).weight)
+    for kind in ("query", "key", "value", "output"):
+        found[f"attention.{kind}"] = list(getattr(params.blocks.attention, kind).weight)
+    for kind in ("up", "gate", "down"):
+        found[f"feed_forward.{kind}"] = list(getattr(params.blocks.feed_forward, kind).weight)
     return found
 
 
@@ -81,7 +81,7 @@ def test_matrices_and_layers_are_independent():
     params = models.init(jax.random.key(0), architecture("megatron"))
     drawn = [np.asarray(weight, np.float64).ravel()[:512] for layers in matrices(params).values() for weight in layers]
     correlations = np.corrcoef(np.stack(drawn))[~np.eye(len(drawn), dtype=bool)]
-    assert len(drawn) == 3 + 6 * 3
+    assert len(drawn) == 3 + 7 * 3
     assert np.abs(correlations).max() < 6 / 512**0.5
 
 

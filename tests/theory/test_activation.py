@@ -34,6 +34,7 @@ _DEFINITIONS = {  # value and derivative, by hand
         lambda x: (1 + math.exp(-x) * (1 + x)) / (1 + math.exp(-x)) ** 2,
     ),
 }  # fmt: skip
+_DEFINITIONS |= {"swiglu": _DEFINITIONS["silu"], "geglu": _DEFINITIONS["gelu"]}  # of the gate's branch
 
 
 def test_every_registered_activation_is_checked_here():
@@ -47,6 +48,10 @@ def test_value_and_derivative_equal_the_definition(name, x):
             continue  # the kink, of measure zero
         # cancellation in 1 + erf and 1 + tanh at large negative u costs absolute, not relative digits: 100 x 1e-16 x 10
         assert float(ours(np.array(x))) == pytest.approx(definition(x), rel=1e-12, abs=1e-13)
+
+
+def test_gated_ones_say_so():
+    assert {name for name, scheme in ACTIVATIONS.items() if scheme.gated} == {"swiglu", "geglu"}
 
 
 def test_the_two_gelus_differ():

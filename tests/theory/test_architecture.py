@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from theory import Architecture, Embedding, Initialization
-from theory.architecture import BLOCK_MATRICES, FIELD_NAMES
+from theory.architecture import FIELD_NAMES
 from theory.initialization import MATRIX_KINDS
 from theory.notation import N, V, d, layer
 
@@ -22,11 +22,11 @@ SIZES = {
     "num_layers": 1, "d_model": 1, "num_heads": 1, "num_kv_heads": 1, "d_ff": 1, "vocab_size": 2, "seq_len": 1,
 }  # fmt: skip
 CHOICES = {
-    "block": "pre_ln",
+    "block": "pre_ln, post_ln, parallel, sandwich, output_norm, deepnorm, rezero, layer_scale, ln_scaling",
     "norm": "layer_norm, rms_norm",
-    "activation": "identity, relu, gelu, gelu_tanh, silu",
-    "positions": "none, learned, sinusoidal, rope",
-    "attention": "standard",
+    "activation": "identity, relu, gelu, gelu_tanh, silu, swiglu, geglu",
+    "positions": "none, learned, sinusoidal, rope, alibi",
+    "attention": "standard, qk_norm, qk_norm_cap, qkv_norm, qk_fc_norm, soft_cap, soft_temp, soft_clip",
     "initialization": "megatron, gpt2, xavier, he, lecun, palm, small, wang",
     "embedding": "vanilla, scaled, layer_norm, detach, unit",
 }
@@ -92,7 +92,10 @@ def test_impossible_combinations_name_what_would_work():
         "num_kv_heads: num_heads = 6 is not divisible by 4; choose one of 1, 2, 3, 6"
     )
     assert refusal(num_heads=4, num_kv_heads=8).startswith("num_kv_heads: num_heads = 4 is not divisible by 8")
-    assert refusal(d_model=6, num_heads=2) == "positions: 'rope' needs an even d_head, got 3; without: none, learned"
+    assert (
+        refusal(d_model=6, num_heads=2)
+        == "positions: 'rope' needs an even d_head, got 3; without: none, learned, alibi"
+    )
     assert refusal(d_model=5, num_heads=1, positions="sinusoidal").startswith("positions: 'sinusoidal' needs an even")
     assert refusal(d_model=2, num_heads=1).startswith("d_model: LayerNorm leaves d_model - 2 directions")
     Architecture(d_model=6, num_heads=2, positions="sinusoidal")
@@ -111,7 +114,7 @@ def test_shapes_of_all_kinds():
     assert {kind: arch.shape(kind) for kind in MATRIX_KINDS} == {
         "embedding": (7, 24), "position": (5, 24), "attention.query": (24, 24), "attention.key": (24, 8),
         "attention.value": (24, 8), "attention.output": (24, 24), "feed_forward.up": (24, 10),
-        "feed_forward.down": (10, 24), "head": (24, 7),
+        "feed_forward.gate": (24, 10), "feed_forward.down": (10, 24), "head": (24, 7),
     }  # fmt: skip
     with pytest.raises(ValueError, match=r"kind: unknown matrix kind 'gate'; choose one of embedding, position"):
         arch.shape("gate")
@@ -151,7 +154,7 @@ def test_ones_own_schemes_are_compared_by_value_and_survive_copying():
 def test_std_is_one_number_for_a_table_and_one_a_layer_for_a_block():
     for kind in MATRIX_KINDS:
         std = own().std(kind)
-        assert std.dtype == np.float64 and std.shape == ((24,) if kind in BLOCK_MATRICES else (1,))
+        assert std.dtype == np.float64 and std.shape == ((24,) if "." in kind else (1,))
         with pytest.raises(ValueError, match="read-only"):
             std[0] = 1.0  # it is cached: a caller that wrote to it would change the scheme for all
     np.testing.assert_allclose(own().std("attention.value"), np.arange(1, 25) / 24, rtol=1e-15)

@@ -15,7 +15,8 @@ _SMALL = math.sqrt(2 / (5 * D))
 _OUTPUTS = ("attention.output", "feed_forward.down")
 _FAN = {
     "attention.query": (D, D), "attention.key": (D, KV), "attention.value": (D, KV), "attention.output": (D, D),
-    "feed_forward.up": (D, F), "feed_forward.down": (F, D), "head": (D, W), "embedding": (W, D), "position": (S, D),
+    "feed_forward.up": (D, F), "feed_forward.gate": (D, F),
+    "feed_forward.down": (F, D), "head": (D, W), "embedding": (W, D), "position": (S, D),
 }  # fmt: skip
 
 

@@ -9,8 +9,10 @@ from theory.embedding import EMBEDDINGS
 from theory.gram import Draws
 from theory.initialization import INITIALIZATIONS
 from theory.notation import fan_in
-from theory.propagation import _Attention, _Batch, _embed, _representative_pairs, _Stream
 from theory.random_attention import uniform_attention
+from theory.stream import Stream, embed
+from theory.sublayers import forward
+from theory.token_batch import TokenBatch, representative_pairs
 
 
 def test_one_token_identity_stack_by_hand():
@@ -90,7 +92,7 @@ def test_the_order_of_the_sequences_does_not_matter(batch):
 @pytest.mark.parametrize(("sequences", "count"), [(1, 3), (2, 1), (2, 5), (5, 2), (5, 10), (6, 3), (8, 40)])
 def test_pairs_are_of_different_sequences_and_take_all_alike(sequences, count):
     tokens = np.arange(sequences)[:, None].repeat(4, axis=1)
-    pairs = _representative_pairs(tokens, count, np.random.default_rng(0))[..., 0]
+    pairs = representative_pairs(tokens, count, np.random.default_rng(0))[..., 0]
     if sequences == 1:
         np.testing.assert_array_equal(pairs, np.zeros((count, 1)))
         return
@@ -113,10 +115,10 @@ def test_attention_without_logits_averages_values_of_their_own_width(d_model, kv
     )  # fmt: skip
     draws, networks = Draws.pair(np.random.SeedSequence(0))[0], 2000
     rows = np.random.default_rng(0).standard_normal((1, 8, 64), dtype=np.float32).repeat(networks, axis=0)
-    norm = _Stream(rows, rows @ rows.mT).norm(arch)
-    batch = _Batch.of(arch, 2, np.zeros((networks, 2, 5), int), random=False)
+    norm = Stream(rows, rows @ rows.mT).norm(arch).tokens
+    batch = TokenBatch.of(arch, 2, np.zeros((networks, 2, 5), int), random=False)
     mean = np.kron(np.eye(2), uniform_attention(4))
-    made, _ = _Attention.forward(arch, 0, norm, batch, draws)
+    made, _ = forward("attention", arch, 0, norm, batch, draws)
     np.testing.assert_allclose(made.mixed.mean(axis=0), mean @ norm.kernel[0] @ mean.T, atol=0.06)
     np.testing.assert_allclose(made.mixed[:, 0, 0].var() * kv_heads * arch.d_head / 2, 1, rtol=0.2)
 
@@ -124,9 +126,9 @@ def test_attention_without_logits_averages_values_of_their_own_width(d_model, kv
 @pytest.mark.parametrize("d_model", [8, 40])  # 2 x 4 tokens: all axes are followed, or those that they span
 def test_rows_of_a_normalised_embedding_have_no_mean_and_unit_length(d_model):
     arch = Architecture(num_layers=1, d_model=d_model, seq_len=4, embedding="layer_norm", norm_epsilon=0.0)
-    batch = _Batch.of(arch, 2, np.arange(20).reshape(2, 2, 5), random=True)
-    stream = _embed(arch, batch, Draws.pair(np.random.SeedSequence(0))[0])
-    np.testing.assert_array_equal(stream.coordinates[..., 0], 0)
+    batch = TokenBatch.of(arch, 2, np.arange(20).reshape(2, 2, 5), random=True)
+    stream = embed(arch, batch, Draws.pair(np.random.SeedSequence(0))[0])
+    np.testing.assert_array_equal(stream.rows[..., 0], 0)
     np.testing.assert_allclose(np.einsum("nss->ns", stream.kernel), 1, rtol=1e-5)
 
 

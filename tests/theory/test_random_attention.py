@@ -7,7 +7,7 @@ import pytest
 
 from theory.gram import Draws
 from theory.positions import rope_angles
-from theory.random_attention import Heads, causal_softmax, flat, uniform_attention
+from theory.random_attention import Heads, Variant, causal_softmax, flat, uniform_attention
 
 DRAWS, SEQ_LEN, HEADS = 4000, 4, 2
 
@@ -22,7 +22,7 @@ def made_up(d_head, group, rope):
     queries, keys, values = rng.standard_normal((3, HEADS, 2, SEQ_LEN, d_head), dtype=np.float32) * d_head**-0.5
     if group > 1:
         keys[:], values[:] = keys[0], values[0]
-    heads = Heads(*(np.broadcast_to(x, (DRAWS, *x.shape)) for x in (queries, keys, values)), rope)
+    heads = Heads(*(np.broadcast_to(x, (DRAWS, *x.shape)) for x in (queries, keys, values)), Variant(rope=rope))
     gradients = rng.standard_normal((2 * SEQ_LEN, 3), dtype=np.float32)
     return heads, np.broadcast_to(gradients, (DRAWS, *gradients.shape))
 
@@ -52,7 +52,7 @@ def turned_back(rows, position, rope):
 @pytest.mark.parametrize("d_head", [2, 8])
 def test_score_gradients_have_the_kernels_of_explicit_softmax_jacobians(d_head, group, rope):
     heads, gradients = made_up(d_head, group, rope)
-    attention, g = heads.attention(), gradients[0] @ gradients[0].T
+    attention, g = heads.weights().attention, gradients[0] @ gradients[0].T
     tokens = range(2 * SEQ_LEN)
     at_queries, at_keys = np.zeros((2, 2 * SEQ_LEN, 2 * SEQ_LEN))
     for h in range(HEADS):
@@ -69,7 +69,7 @@ def test_score_gradients_have_the_kernels_of_explicit_softmax_jacobians(d_head, 
                     moved = np.array(turned)
                 at_keys += between * moved
     nothing = np.zeros((DRAWS, 2 * SEQ_LEN), np.float32)
-    drawn = heads.score_gradients(draws(), attention, gradients, nothing, HEADS)
+    drawn = heads.score_gradients(draws(), heads.weights(), gradients, nothing, HEADS)
     for got, expected in zip(drawn, (at_queries / HEADS, at_keys / HEADS), strict=True):
         size = np.abs(expected).max()
         np.testing.assert_allclose(got.mean(axis=0), expected, rtol=0.03, atol=0.05 * size)
@@ -80,11 +80,11 @@ def test_what_gradients_lack_along_the_outputs_is_missing_from_the_scores(lost):
     """dL/do isotropic but for its share along o: E dq dq^T from that covariance, over all heads at once."""
     d_head = 4
     heads, _ = made_up(d_head, 1, False)
-    attention, d = heads.attention(), HEADS * d_head
+    attention, d = heads.weights().attention, HEADS * d_head
     outputs = flat(attention @ heads.values)[0].astype(float)
     shares = np.full((DRAWS, 2 * SEQ_LEN), lost, np.float32)
     gradients = np.broadcast_to(np.eye(2 * SEQ_LEN, dtype=np.float32), (DRAWS, 2 * SEQ_LEN, 2 * SEQ_LEN))
-    got, _ = heads.score_gradients(draws(), attention, gradients, shares, HEADS)
+    got, _ = heads.score_gradients(draws(), heads.weights(), gradients, shares, HEADS)
     for t in range(2 * SEQ_LEN):
         unit = outputs[t] / np.linalg.norm(outputs[t])
         covariance = (np.eye(d) - lost * np.outer(unit, unit)) * d / (d - lost)
@@ -104,7 +104,7 @@ def test_some_heads_lack_what_all_would():
     nothing = np.zeros((DRAWS, 2 * SEQ_LEN), np.float32)
     sizes = []
     for num_heads, lost in ((1, 0), (1, 1), (4, 1)):
-        got, _ = few.score_gradients(draws(), few.attention(), gradients, nothing + lost, num_heads)
+        got, _ = few.score_gradients(draws(), few.weights(), gradients, nothing + lost, num_heads)
         sizes.append(np.einsum("nss->s", got)[[2, 3, 6, 7]] * (1 - lost / (4 * num_heads)))
     np.testing.assert_allclose(sizes[0] - sizes[2], (sizes[0] - sizes[1]) / 4, rtol=0.05)
 
@@ -114,7 +114,9 @@ def test_some_heads_lack_what_all_would():
 def test_logits_have_the_variance_of_queries_times_keys(group, rope):
     """Var(q.k / sqrt(d_head)) = query variance x key variance, and a mirror image has the opposite."""
     tokens = np.broadcast_to(np.eye(3, dtype=np.float32), (DRAWS, 3, 3))
-    heads, image = (Heads.draw(draws(m), tokens, 1, (2, group, 16), (0.5, 3.0), rope) for m in (False, True))
+    heads, image = (
+        Heads.draw(draws(m), tokens, 1, (2, group, 16), (0.5, 3.0, 1.0), Variant(rope=rope)) for m in (False, True)
+    )
     assert heads.queries.shape == heads.keys.shape == heads.values.shape == (DRAWS, 2 * group, 1, 3, 16)
     logits = np.sqrt(16) * heads.queries @ heads.keys.mT
     np.testing.assert_allclose(logits, -np.sqrt(16) * image.queries @ image.keys.mT, rtol=1e-6)
@@ -122,14 +124,14 @@ def test_logits_have_the_variance_of_queries_times_keys(group, rope):
     assert abs(np.sum(heads.values[..., 0, :] ** 2, axis=-1).mean() - 1) < 0.05
     assert (heads.keys[:, 0] == heads.keys[:, group - 1]).all() and (heads.keys[:, 0] != heads.keys[:, group]).any()
     assert (heads.values[:, 0] == heads.values[:, group - 1]).all()
-    np.testing.assert_allclose(heads.attention(), causal_softmax(logits), rtol=1e-4)
-    np.testing.assert_allclose(np.triu(heads.attention(), 1), 0)
+    np.testing.assert_allclose(heads.weights().attention, causal_softmax(logits), rtol=1e-4)
+    np.testing.assert_allclose(np.triu(heads.weights().attention, 1), 0)
 
 
 def test_small_logits_give_uniform_and_large_ones_sharp_attention():
     tokens = np.broadcast_to(np.eye(8, dtype=np.float32), (64, 8, 8))
     source = draws()
-    nearly = Heads.draw(source, tokens, 1, (1, 1, 64), (1e-6, 1e-6), False).attention()
+    nearly = Heads.draw(source, tokens, 1, (1, 1, 64), (1e-6, 1e-6, 1.0), Variant()).weights().attention
     np.testing.assert_allclose(nearly[0, 0, 0], uniform_attention(8), atol=1e-4)
-    sharp = Heads.draw(source, tokens, 1, (1, 1, 64), (30.0, 30.0), False).attention()
+    sharp = Heads.draw(source, tokens, 1, (1, 1, 64), (30.0, 30.0, 1.0), Variant()).weights().attention
     assert np.median(sharp[..., -1, :].max(axis=-1)) > 0.9

@@ -9,7 +9,6 @@ import pytest
 
 import models
 from theory import Architecture
-from theory.architecture import BLOCK_MATRICES
 from verify.measurement.measure import _draw, matrix_norms
 from verify.training.corpus import load_corpus
 from verify.training.loop import Run, _chunks, _start, _tokens, advance, outcome_of, train, train_lanes
@@ -86,7 +85,7 @@ def test_every_place_and_layer_is_what_autodiff_and_the_forward_pass_say(trained
     np.testing.assert_allclose(run["place_gradient_norm"], measured["gradient_norm"], rtol=1e-4)
     np.testing.assert_allclose(run["largest_attention_logit"], seen.largest_attention_logit, rtol=1e-4)
     np.testing.assert_allclose(run["logit_rms"], seen.output_norm["head"][0], rtol=1e-5)
-    for kind in BLOCK_MATRICES:
+    for kind in ARCH.matrices:
         np.testing.assert_allclose(run["output_norm"].sel(matrix=kind), seen.output_norm[kind], rtol=1e-4)
         np.testing.assert_allclose(
             run["matrix_gradient_norm"].sel(matrix=kind), measured["parameter_gradient_norm"][kind], rtol=1e-4

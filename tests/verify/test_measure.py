@@ -9,7 +9,6 @@ import pytest
 
 import models
 from theory import Architecture
-from theory.architecture import BLOCK_MATRICES
 from verify.measurement.compare import root_mean_square_interval
 from verify.measurement.measure import matrix_norms
 
@@ -44,14 +43,14 @@ def test_norms_carry_the_name_of_their_matrix_and_layer():
     leaves, tree = jax.tree.flatten(jax.eval_shape(lambda: models.init(jax.random.key(0), ARCH)))
     filled = jax.tree.unflatten(tree, [jnp.full(leaf.shape, 1.0 + index) for index, leaf in enumerate(leaves)])
     norms = matrix_norms(filled)
-    assert set(norms) == {*BLOCK_MATRICES, "embedding", "head"}
-    for kind in BLOCK_MATRICES:
+    assert set(norms) == {*ARCH.matrices, "embedding", "head"}
+    for kind in ARCH.matrices:
         sublayer, name = kind.split(".")
         value = getattr(getattr(filled.blocks, sublayer), name).weight[0, 0, 0]
         rows, columns = ARCH.shape(kind)
         np.testing.assert_allclose(norms[kind], [value * (rows * columns) ** 0.5] * 2, rtol=1e-6)
     assert len({float(norm[0]) for norm in norms.values()}) == len(norms)
     second = jax.tree.map(lambda leaf: leaf.at[1].multiply(3), filled.blocks)
-    for kind in BLOCK_MATRICES:
+    for kind in ARCH.matrices:
         norm = matrix_norms(dataclasses.replace(filled, blocks=second))[kind]
         np.testing.assert_allclose(norm[1] / norm[0], 3, rtol=1e-6)

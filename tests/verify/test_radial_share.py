@@ -7,7 +7,7 @@ import pytest
 
 import models
 from models.normalization import normalize
-from models.transformer import attention_sublayer, embed, feed_forward_sublayer
+from models.transformer import addition, embed
 from theory import Architecture
 from theory.propagation import _radial_share
 
@@ -18,20 +18,19 @@ def streams_and_gradients(arch, seed):
     """(x, dL/dx) at every place, float[S + 1, batch, T, d], sub-layer by sub-layer with a zero added at each place."""
     params = models.init(jax.random.key(seed), arch)
     tokens = jax.random.randint(jax.random.key(seed + SEEDS), (2, arch.seq_len + 1), 0, arch.vocab_size)
-    sublayers = (attention_sublayer, feed_forward_sublayer) * arch.num_layers
 
     def loss(zeros):
         x, seen = embed(params, tokens[:, :-1], arch), []
-        for place, sublayer in enumerate(sublayers):
+        for place in range(arch.num_sublayers):
             x = x + zeros[place]
             seen.append(x)
-            x = sublayer(jax.tree.map(lambda leaf, layer=place // 2: leaf[layer], params.blocks), x, arch)
+            x = addition(params, arch, place)(x)
         x = x + zeros[-1]
         logits = normalize(params.final_norm, x, arch) @ params.head.weight
         log_probability = jax.nn.log_softmax(logits, axis=-1)
         return -jnp.mean(jnp.take_along_axis(log_probability, tokens[:, 1:, None], axis=-1)), jnp.stack([*seen, x])
 
-    zeros = jnp.zeros((len(sublayers) + 1, 2, arch.seq_len, arch.d_model), jnp.float32)
+    zeros = jnp.zeros((arch.num_sublayers + 1, 2, arch.seq_len, arch.d_model), jnp.float32)
     (_, x), gradient = jax.value_and_grad(loss, has_aux=True)(zeros)
     return x, gradient
 
@@ -54,6 +53,6 @@ def test_recursion_equals_autodiff(scheme, tolerance):
     sizes, norms = (values.mean(axis=(0, 2, 3)) for values in (sizes, norms))
     expected = [0.0]
     for place in reversed(range(arch.num_sublayers)):
-        expected.append(_radial_share(expected[-1], sizes[place] / sizes[place + 1], norms[place] / norms[place + 1]))
+        expected.append(_radial_share(expected[-1], sizes[place + 1] / sizes[place], norms[place] / norms[place + 1]))
     np.testing.assert_allclose(measured, expected[::-1], atol=tolerance)
     assert measured[0] < 0.5 and measured.max() > 0.15  # far from a random direction, and not nothing

@@ -13,8 +13,8 @@ def compare(predicted: Prediction, measured: Measurement) -> pd.DataFrame:
     """One row per quantity and place: quantity, place, predicted, measured, low, high, relative_error.
 
     measured is the root mean square over seeds, which is what `predict` predicts; low and high are its 95 % interval
-    from the seeds' own spread (log-normal, Student's t). relative_error is predicted / measured - 1.
-    A parameter gradient's quantity is `parameter_gradient_norm/KIND`, its place the block's index.
+    from the seeds' own spread (log-normal, Student's t). relative_error is predicted / measured - 1, and 0 where both
+    are 0. A parameter gradient's quantity is `parameter_gradient_norm/KIND`, its place the block's index.
     """
     rows = [(name, getattr(predicted, name), getattr(measured, name)) for name in QUANTITIES]
     rows += [
@@ -26,6 +26,8 @@ def compare(predicted: Prediction, measured: Measurement) -> pd.DataFrame:
 
 def _table(quantity: str, predicted: np.ndarray, draws: np.ndarray) -> pd.DataFrame:
     low, measured, high = root_mean_square_interval(draws)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        error = np.where(predicted == measured, 0.0, predicted / measured - 1)
     return pd.DataFrame(
         {
             "quantity": quantity,
@@ -34,7 +36,7 @@ def _table(quantity: str, predicted: np.ndarray, draws: np.ndarray) -> pd.DataFr
             "measured": measured,
             "low": low,
             "high": high,
-            "relative_error": predicted / measured - 1,
+            "relative_error": error,
         }
     )
 
@@ -51,7 +53,8 @@ def root_mean_square_interval(draws: np.ndarray, level: float = 0.95) -> tuple[n
 
 
 def relative_standard_error(draws: np.ndarray) -> np.ndarray:
-    """Of the root mean square over the first axis, from the draws' own spread."""
+    """Of the root mean square over the first axis, from the draws' own spread; 0 where all draws are 0."""
     squares = np.square(draws)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return squares.std(axis=0, ddof=1) / squares.mean(axis=0) / np.sqrt(len(draws)) / 2
+        error = squares.std(axis=0, ddof=1) / squares.mean(axis=0) / np.sqrt(len(draws)) / 2
+    return np.where(squares.max(axis=0) == 0, 0.0, error)

@@ -10,8 +10,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 import models
 from models.parameters import Block
-from models.transformer import attention_sublayer, embed, feed_forward_sublayer
+from models.transformer import Factors, add, embed, factors_of
 from theory import Architecture
+from theory.block import block as block_scheme
 
 
 def sublayer_jacobian_norms(
@@ -50,12 +51,22 @@ def _norms(key: PRNGKeyArray, arch: Architecture, iterations: int, blocks: int |
         _, sizes = jax.lax.scan(iterate, start / jnp.linalg.norm(start.reshape(-1)), None, length=iterations)
         return sizes[-2:]
 
-    def block(x: Float[Array, "1 seq d"], weights: Block) -> tuple[Float[Array, "1 seq d"], Float[Array, "2 2"]]:
-        first = partial(attention_sublayer, weights, arch=arch)
-        second = partial(feed_forward_sublayer, weights, arch=arch)
-        middle = first(x)
-        return second(middle), jnp.stack([norm(first, x), norm(second, middle)])
+    additions = block_scheme(arch.block).additions
 
-    first_blocks = jax.tree.map(lambda leaf: leaf[:blocks], params.blocks)
+    def block(
+        x: Float[Array, "1 seq d"], layer: tuple[Block, Factors]
+    ) -> tuple[Float[Array, "1 seq d"], Float[Array, "additions 2"]]:
+        weights, factors = layer
+        sizes = []
+        for parts in additions:
+
+            def addition(x: Float[Array, "1 seq d"], parts: tuple[str, ...] = parts) -> Float[Array, "1 seq d"]:
+                return add(weights, x, arch, factors, parts)[0]
+
+            sizes.append(norm(addition, x))
+            x = addition(x)
+        return x, jnp.stack(sizes)
+
+    first_blocks = jax.tree.map(lambda leaf: leaf[:blocks], (params.blocks, factors_of(arch, start.dtype)))
     _, sizes = jax.lax.scan(block, embed(params, tokens, arch), first_blocks)
     return sizes.reshape(-1, 2)

@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 import models
 from models.parameters import Transformer
 from theory import Architecture
-from theory.architecture import BLOCK_MATRICES
 
 
 @dataclass(frozen=True)
@@ -92,17 +91,11 @@ def _draw(key: PRNGKeyArray, tokens: Int[Array, "batch seq_plus_1"], arch: Archi
 
 def matrix_norms(tree: Transformer) -> dict[str, Float[Array, " layers"]]:
     """Frobenius norm of every weight matrix of a parameter tree (or of its gradient), by kind: [num_layers] or [1]."""
-    blocks = {kind: _block_matrix(tree, kind) for kind in BLOCK_MATRICES}
-    norms = {kind: _frobenius(weight) for kind, weight in blocks.items()}
+    norms = {kind: _frobenius(weight) for kind, weight in tree.blocks.matrices.items()}
     norms["embedding"] = _frobenius(tree.embedding[None])
     if tree.head is not None:
         norms["head"] = _frobenius(tree.head.weight[None])
     return norms
-
-
-def _block_matrix(tree: Transformer, kind: str) -> Float[Array, "layers fan_in fan_out"]:
-    sublayer, name = kind.split(".")
-    return getattr(getattr(tree.blocks, sublayer), name).weight
 
 
 def _frobenius(weight: Float[Array, "layers rows columns"]) -> Float[Array, " layers"]:

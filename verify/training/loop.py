@@ -20,7 +20,6 @@ from jaxtyping import Array, Bool, Float, Int
 import models
 from models.parameters import Transformer
 from theory import Architecture
-from theory.architecture import BLOCK_MATRICES
 from verify.training.corpus import Corpus, load_corpus
 from verify.training.optimizer import Optimizer
 from verify.training.telemetry import VARIABLES, Telemetry, global_norm, record, tables
@@ -95,7 +94,7 @@ def train_lanes(runs: Sequence[Run], advanced: Callable[[int], None] | None = No
     losses = np.asarray(_evaluate(states.params, held_out, program.arch))
     names = tables(jax.eval_shape(lambda: models.init(jax.random.key(0), program.arch)))
     return [
-        _dataset({name: values[lane] for name, values in telemetry.items()}, float(losses[lane]), names)
+        _dataset({name: values[lane] for name, values in telemetry.items()}, float(losses[lane]), program.arch, names)
         for lane in range(len(runs))
     ]
 
@@ -188,7 +187,9 @@ def _held_out(corpus: Corpus, run: Run) -> np.ndarray:
     return corpus.batch(run.arch.seq_len, size, seed=0, step=0, split="held_out")
 
 
-def _dataset(telemetry: dict[str, np.ndarray], held_out_loss: float, table_names: tuple[str, ...]) -> xr.Dataset:
+def _dataset(
+    telemetry: dict[str, np.ndarray], held_out_loss: float, arch: Architecture, table_names: tuple[str, ...]
+) -> xr.Dataset:
     variables = {
         name: (("step", *dimensions), telemetry[name].astype(np.float32), {"units": unit, "long_name": meaning})
         for name, (dimensions, unit, meaning) in VARIABLES.items()
@@ -198,7 +199,7 @@ def _dataset(telemetry: dict[str, np.ndarray], held_out_loss: float, table_names
         variables,
         coords={
             "step": ("step", np.arange(len(telemetry["loss"])), {"long_name": "optimizer step, counted from 0"}),
-            "matrix": ("matrix", list(BLOCK_MATRICES), {"long_name": "kind of weight matrix in a block"}),
+            "matrix": ("matrix", list(arch.matrices), {"long_name": "kind of weight matrix in a block"}),
             "table": ("table", list(table_names), {"long_name": "matrix outside the blocks"}),
         },
         attrs={"outcome": outcome, "outcome_step": step, "held_out_loss": held_out_loss},

@@ -7,7 +7,6 @@ from jaxtyping import Array, Float
 
 from models import Observations
 from models.parameters import Transformer
-from theory.architecture import BLOCK_MATRICES
 from verify.measurement.measure import matrix_norms
 
 Telemetry = dict[str, Array]
@@ -48,7 +47,7 @@ def record(
         "shortcut_std": seen.shortcut_std,
         "largest_attention_logit": seen.largest_attention_logit,
         "logit_rms": seen.output_norm["head"][0],
-        "output_norm": jnp.stack([seen.output_norm[kind] for kind in BLOCK_MATRICES]),
+        "output_norm": jnp.stack([seen.output_norm[kind] for kind in params.blocks.matrices]),
     }
     sizes = _sizes(params)
     for matrix, table, tree, relative in (
@@ -59,7 +58,7 @@ def record(
         norms = matrix_norms(tree)
         if relative:
             norms = {kind: norm / np.float32(np.sqrt(sizes[kind])) for kind, norm in norms.items()}
-        recorded[matrix] = jnp.stack([norms[kind] for kind in BLOCK_MATRICES])
+        recorded[matrix] = jnp.stack([norms[kind] for kind in params.blocks.matrices])
         recorded[table] = jnp.concatenate([norms[kind] for kind in tables(params)])
     return recorded
 
@@ -71,10 +70,7 @@ def tables(params: Transformer) -> tuple[str, ...]:
 
 def _sizes(params: Transformer) -> dict[str, int]:
     """Entries of one matrix of each kind."""
-    sizes = {}
-    for kind in BLOCK_MATRICES:
-        sublayer, name = kind.split(".")
-        sizes[kind] = int(np.prod(getattr(getattr(params.blocks, sublayer), name).weight.shape[1:]))
+    sizes = {kind: int(np.prod(weight.shape[1:])) for kind, weight in params.blocks.matrices.items()}
     sizes["embedding"] = params.embedding.size
     if params.head is not None:
         sizes["head"] = params.head.weight.size

@@ -1,0 +1,150 @@
+"""The residual stream of some networks, what is added to it, and the norms, as rows and Gram matrices over tokens."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from theory.architecture import Architecture
+from theory.embedding import embedding
+from theory.gram import Draws, random_rows, root
+from theory.positions import sinusoids
+from theory.token_batch import TokenBatch
+
+
+def outer(values: np.ndarray) -> np.ndarray:
+    """v_t v_t' of values [n, S]."""
+    return values[:, :, None] * values[:, None, :]
+
+
+def diagonal(kernel: np.ndarray) -> np.ndarray:
+    """[n, S] of a kernel [n, S, S]."""
+    return np.einsum("nss->ns", kernel)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Tokens as they enter a sub-layer or lie in the residual stream.
+
+    rows: of each token over sqrt(d_model), along a frame of at most d_model axes that spans them, [n, S, axes]. The
+    first axis is that of equal coordinates, so that its entry is the mean over the coordinates, which LayerNorm takes
+    out; the others are as random as the weights. kernel: K [n, S, S], their Gram matrix.
+    """
+
+    rows: np.ndarray
+    kernel: np.ndarray
+
+    def norm(self, arch: Architecture) -> "Norm":
+        """The tokens after the norm, with what its Jacobian needs."""
+        rows, kernel = self.rows, self.kernel
+        if arch.norm == "layer_norm":
+            kernel = kernel - outer(rows[..., 0])
+            rows = np.concatenate([np.zeros_like(rows[..., :1]), rows[..., 1:]], axis=-1)
+        divisor = np.sqrt(diagonal(kernel) + np.float32(arch.norm_epsilon))
+        return Norm(Stream(rows / divisor[..., None], kernel * outer(1 / divisor)), divisor)
+
+    def times(self, factor: float) -> "Stream":
+        return self if factor == 1 else Stream(self.rows * np.float32(factor), self.kernel * np.float32(factor**2))
+
+    def plus(self, added: "Added") -> "Stream":
+        """The stream after an addition."""
+        rows = self.rows + added.along
+        if not added.beside.shape[-1]:
+            return Stream(rows, rows @ rows.mT)
+        first, others = rows[..., :1], rows[..., 1:]
+        kernel = others @ others.mT + added.beside @ added.beside.mT
+        return Stream(np.concatenate([first, root(kernel)], axis=-1), kernel + first @ first.mT)
+
+    def observed_variance(self, arch: Architecture, batch: TokenBatch) -> float:
+        """Variance about the mean over the whole batch, which is what one measures."""
+        tokens = batch.size * arch.seq_len
+        return batch.trace(self.kernel) / tokens - batch.total(outer(self.rows[..., 0])) / tokens**2
+
+
+@dataclass(frozen=True)
+class Added:
+    """What is added to a stream: its rows along the stream's frame, and a root of what their Gram matrix has beside."""
+
+    along: np.ndarray
+    beside: np.ndarray
+
+    @staticmethod
+    def draw(draws: Draws, rows: np.ndarray, arch: Architecture, frame: int) -> "Added":
+        """h_t W for rows h [n, S, k] and Gaussian weights W with d_model columns."""
+        return Added(*random_rows(draws, rows, arch.d_model, frame))
+
+    @property
+    def size(self) -> np.ndarray:
+        """Mean square of each token's coordinates, [n, S]."""
+        return np.sum(self.along**2, axis=-1) + np.sum(self.beside**2, axis=-1)
+
+    def times(self, factor: float) -> "Added":
+        return self if factor == 1 else Added(self.along * np.float32(factor), self.beside * np.float32(factor))
+
+    def normed(self, arch: Architecture) -> tuple["Added", "Norm"]:
+        """The same after the norm, and the norm."""
+        along, beside = self.along, self.beside
+        if arch.norm == "layer_norm":
+            along = np.concatenate([np.zeros_like(along[..., :1]), along[..., 1:]], axis=-1)
+        divisor = np.sqrt(Added(along, beside).size + np.float32(arch.norm_epsilon))
+        along, beside = along / divisor[..., None], beside / divisor[..., None]
+        return Added(along, beside), Norm(Stream(along, along @ along.mT + beside @ beside.mT), divisor)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """tokens: after the norm. divisor: what it divides each token by, [n, S]."""
+
+    tokens: Stream
+    divisor: np.ndarray
+
+    def jacobian(
+        self,
+        arch: Architecture,
+        width: int | None = None,
+        radial: np.ndarray | float = 1.0,
+        mean: np.ndarray | float = 1.0,
+    ) -> np.ndarray:
+        """What the norm makes of the kernel of a gradient that returns through it: a factor [n, S, S].
+
+        1 / (divisor divisor') times what is left of the gradient's variance without its parts along the token and along
+        the mean. radial, mean: the variance there is along these two, [n, S] or a number, 1 for a random direction.
+        width: coordinates of a token; None: d_model.
+        """
+        width = arch.d_model if width is None else width
+        kernel = self.tokens.kernel
+        radial, mean = (np.broadcast_to(np.float32(share), self.divisor.shape) for share in (radial, mean))
+        along = radial * diagonal(kernel)  # the diagonal is 1 but for the norm's epsilon
+        lost = along[:, :, None] + along[:, None, :] - outer(np.sqrt(radial)) * kernel**2
+        lost = lost / width + outer(np.sqrt(mean)) * np.float32(mean_share(arch, width))
+        return (1 - lost) * outer(1 / self.divisor)
+
+
+def mean_share(arch: Architecture, width: int) -> float:
+    """Which share of a random direction the norm takes out with the mean."""
+    return 1 / width if arch.norm == "layer_norm" else 0.0
+
+
+def embed(arch: Architecture, batch: TokenBatch, draws: Draws) -> Stream:
+    """The stream at the first place."""
+    d, (networks, tokens, _) = arch.d_model, batch.same_input.shape
+    rows = np.zeros((networks, tokens, d if d <= 2 * tokens else 1 + tokens), np.float32)
+    if arch.positions == "sinusoidal":
+        code = sinusoids(arch.seq_len, d) / np.sqrt(d)
+        frame = np.linalg.qr(np.column_stack([np.ones(d), code.T])).Q
+        rows[..., : frame.shape[1]] = np.tile(code @ frame, (len(batch.weight), 1))
+    stream = Stream(rows, rows @ rows.mT)
+    size = np.float32(row_size(arch))
+    added = Added.draw(draws, root(batch.same_input * size), arch, rows.shape[-1])
+    if embedding(arch.embedding).layer_norm:
+        added, _ = added.normed(arch)
+    stream = stream.plus(added)
+    if arch.positions == "learned":
+        own = np.tile(np.eye(arch.seq_len, dtype=np.float32), (networks, len(batch.weight), len(batch.weight)))
+        own *= np.float32(arch.std("position")[0] ** 2)
+        stream = stream.plus(Added.draw(draws, root(own), arch, rows.shape[-1]))
+    return stream
+
+
+def row_size(arch: Architecture) -> float:
+    """Mean square of a coordinate of the embedding's output, before its norm where it has one."""
+    return float(arch.std("embedding")[0] * arch.evaluate(embedding(arch.embedding).multiplier)) ** 2

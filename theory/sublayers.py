@@ -1,0 +1,221 @@
+"""Attention and the feed-forward of some networks: forward as rows that a Gaussian matrix makes the output of, backward
+as what they add to the gradient's kernel and what their matrices receive."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from theory.activation import activation
+from theory.architecture import Architecture
+from theory.attention_scheme import attention_scheme
+from theory.dual_activation import dual_activation, mean_activation
+from theory.gram import Draws, root, wishart_root
+from theory.positions import alibi_slopes
+from theory.random_attention import Heads, Variant, flat
+from theory.stream import Norm, Stream, mean_share, outer
+from theory.token_batch import TokenBatch
+
+
+class Sublayer(Protocol):
+    """Either part of a block, in one layer of some networks."""
+
+    def backward(
+        self, arch: Architecture, layer: int, batch: TokenBatch, gradient: np.ndarray, lost: np.ndarray, draws: Draws
+    ) -> tuple[np.ndarray, dict[str, float]]:
+        """From the kernel of dL/d(output): that of dL/d(input), and the squares of the matrices' gradients.
+
+        lost: [n, S], which share of its variance dL/d(output) lacks along the output itself, where the weights that
+        have made it are larger than elsewhere.
+        """
+        ...
+
+    def response(self, arch: Architecture, layer: int, size: np.ndarray) -> np.ndarray:
+        """y_t . (dy_t/dx_t x_t) / d of every token and its output y_t, [n, S]; size: y_t . y_t / d."""
+        ...
+
+
+def forward(
+    part: str, arch: Architecture, layer: int, tokens: Stream, batch: TokenBatch, draws: Draws
+) -> tuple[Sublayer, np.ndarray]:
+    """That part of a block, and the rows [n, S, k] that a Gaussian matrix of unit variance makes its output of."""
+    return (_Attention if part == "attention" else _FeedForward).forward(arch, layer, tokens, batch, draws)
+
+
+@dataclass(frozen=True)
+class _FeedForward:
+    """K += d_ff s_2^2 E[F F'];  G += (d s_1^2)(d_ff s_2^2) E[F' F''] o G. Gated: E[F F'] o U, U the other branch's.
+
+    function, slope: the kernels of F and F'. other: U. inner: the norm before W_2, if there is one.
+    """
+
+    tokens: Stream
+    function: np.ndarray
+    slope: np.ndarray
+    other: np.ndarray | None
+    inner: Norm | None
+
+    @property
+    def hidden(self) -> np.ndarray:
+        return self.function if self.other is None else self.function * self.other
+
+    @staticmethod
+    def forward(
+        arch: Architecture, layer: int, tokens: Stream, batch: TokenBatch, draws: Draws
+    ) -> tuple["_FeedForward", np.ndarray]:
+        scheme = activation(arch.activation)
+        up, down, gate = (_variance(arch, f"feed_forward.{name}", layer) for name in ("up", "down", "gate"))
+        before = tokens.kernel * np.float32(arch.d_model * (gate if scheme.gated else up))
+        function, slope = dual_activation(scheme, before)
+        other = tokens.kernel * np.float32(arch.d_model * up) if scheme.gated else None
+        made = _FeedForward(tokens, function, slope, other, None)
+        kernel = made.hidden
+        if arch.normed("inner", "feed_forward") and arch.norm == "layer_norm" and other is None:
+            kernel = kernel - outer(mean_activation(scheme, before))
+        rows = root(kernel) @ wishart_root(draws, len(kernel), kernel.shape[-1], arch.ff_width)
+        if arch.normed("inner", "feed_forward"):
+            rows, inner = _inner_norm(arch, rows, arch.ff_width, 1.0)
+            made = _FeedForward(tokens, function, slope, other, inner)
+        return made, rows * np.float32(np.sqrt(arch.ff_width * down))
+
+    def backward(
+        self, arch: Architecture, layer: int, batch: TokenBatch, gradient: np.ndarray, lost: np.ndarray, draws: Draws
+    ) -> tuple[np.ndarray, dict[str, float]]:
+        d, width, z = arch.d_model, arch.ff_width, self.tokens.kernel
+        up, down, gate = (_variance(arch, f"feed_forward.{name}", layer) for name in ("up", "down", "gate"))
+        hidden = self.hidden if self.inner is None else self.inner.tokens.kernel
+        squares = {"feed_forward.down": d * width * batch.total(gradient * hidden)}
+        inner = gradient * np.float32(d * down) * (1 - _both(lost) / np.float32(width))
+        if self.inner is not None:
+            inner = inner * self.inner.jacobian(arch, width)
+        if self.other is None:
+            at_up = inner * self.slope
+            squares["feed_forward.up"] = d * width * batch.total(at_up * z)
+            return at_up * np.float32(width * up), squares
+        at_up, at_gate = inner * self.function, inner * self.slope * self.other
+        squares["feed_forward.up"] = d * width * batch.total(at_up * z)
+        squares["feed_forward.gate"] = d * width * batch.total(at_gate * z)
+        return at_up * np.float32(width * up) + at_gate * np.float32(width * gate), squares
+
+    def response(self, arch: Architecture, layer: int, size: np.ndarray) -> np.ndarray:
+        return size if self.other is None else 2 * size
+
+
+@dataclass(frozen=True)
+class _Attention:
+    """K += (d s_V^2)(d s_O^2) A C A^T;  G += value path A^T G A, and score path through queries and keys.
+
+    heads: all of a narrow model's; of a wide one's, whose mean varies less, as many as its attention is sharp. mixed:
+    o o^T in the mean over all heads and their coordinates, A C A^T on average.
+    """
+
+    tokens: Stream
+    mixed: np.ndarray
+    heads: Heads
+    inner: Norm | None
+
+    @staticmethod
+    def forward(
+        arch: Architecture, layer: int, tokens: Stream, batch: TokenBatch, draws: Draws
+    ) -> tuple["_Attention", np.ndarray]:
+        query, key, value, output = (
+            arch.d_model * _variance(arch, f"attention.{name}", layer) for name in ("query", "key", "value", "output")
+        )
+        scheme = attention_scheme(arch.attention)
+        size = float(np.einsum("nss->", tokens.kernel)) / tokens.kernel[..., 0].size
+        logit_variance = (1.0 if scheme.normed else query * key * size**2) * scheme.temperature**2
+        least = 8 if arch.positions == "alibi" else 1
+        drawn = max(2**18 // arch.d_model // arch.d_head, int(8 * min(logit_variance, 4.0)), least)
+        group = min(arch.num_heads // arch.kv_heads, drawn)
+        groups = min(arch.kv_heads, drawn // group)
+        slopes = None
+        if arch.positions == "alibi":
+            chosen = np.linspace(0, arch.num_heads - 1, groups * group).round().astype(int)
+            slopes = alibi_slopes(arch.num_heads)[chosen]
+        variant = Variant(scheme, arch.positions == "rope", slopes, arch.norm == "layer_norm", arch.norm_epsilon)
+        kept = value if scheme.qkv_norm else 1.0  # a linear value's variance is put back at the end
+        heads = Heads.draw(
+            draws, tokens.rows, len(batch.weight), (groups, group, arch.d_head), (query, key, kept), variant
+        )
+        scale = output if scheme.qkv_norm else value * output
+        attention = heads.weights().attention
+        if groups * group == arch.num_heads:
+            rows = flat(attention @ heads.values) * np.float32(arch.num_heads**-0.5)
+        else:
+            rows = root(sandwich(attention, _value_kernel(heads) if scheme.qkv_norm else tokens.kernel))
+            rows = rows @ wishart_root(draws, len(rows), rows.shape[-1], arch.kv_heads * arch.d_head)
+        mixed, inner = rows @ rows.mT, None
+        if arch.normed("inner", "attention"):
+            rows, inner = _inner_norm(arch, rows, arch.d_model, scale / output)
+            scale = output
+        return _Attention(tokens, mixed, heads, inner), rows * np.float32(np.sqrt(scale))
+
+    def backward(
+        self, arch: Architecture, layer: int, batch: TokenBatch, gradient: np.ndarray, lost: np.ndarray, draws: Draws
+    ) -> tuple[np.ndarray, dict[str, float]]:
+        d, z = arch.d_model, self.tokens.kernel
+        query, key, value, output = (
+            _variance(arch, f"attention.{name}", layer) for name in ("query", "key", "value", "output")
+        )
+        linear = 1.0 if attention_scheme(arch.attention).qkv_norm else d * value
+        mixed = self.mixed * np.float32(linear) if self.inner is None else self.inner.tokens.kernel
+        squares = {"attention.output": d * d * batch.total(gradient * mixed)}
+        reaching = gradient * np.float32(d * output)
+        if self.inner is not None:
+            reaching, lost = reaching * self.inner.jacobian(arch), np.ones_like(lost)
+        weights = self.heads.weights()
+        values = (
+            sandwich(weights.attention.mT, reaching * (1 - _both(lost) / np.float32(d))) * self.heads.value_jacobian()
+        )
+        gain = np.float32(d * linear)
+        queries, keys = self.heads.score_gradients(draws, weights, root(reaching), lost, arch.num_heads)
+        squares["attention.query"] = float(gain) * batch.total(queries * z) * d
+        squares["attention.key"] = float(gain) * batch.total(keys * z) * d
+        squares["attention.value"] = d * d * batch.total(values * z)
+        return values * np.float32(d * value) + (queries * query + keys * key) * gain, squares
+
+    def response(self, arch: Architecture, layer: int, size: np.ndarray) -> np.ndarray:
+        attention = self.heads.weights().attention
+        n, _, sequences, seq_len, _ = attention.shape
+        own = np.einsum("nhstt->nhst", attention)
+        kernel = np.einsum("nstsu->nstu", self.tokens.kernel.reshape(n, sequences, seq_len, sequences, seq_len))
+        seen = np.einsum("nhstu,nstu->nhst", attention, kernel)
+        gain = arch.d_model**2 * _variance(arch, "attention.value", layer) * _variance(arch, "attention.output", layer)
+        return np.float32(gain) * (own * seen).mean(axis=1).reshape(n, -1)
+
+
+def _both(shares: np.ndarray) -> np.ndarray:
+    """v_t + v_t' of shares [n, S]."""
+    return shares[:, :, None] + shares[:, None, :]
+
+
+def _variance(arch: Architecture, kind: str, layer: int) -> float:
+    return float(arch.std(kind)[layer] ** 2) if kind in arch.matrices else 0.0
+
+
+def _inner_norm(arch: Architecture, rows: np.ndarray, width: int, variance: float) -> tuple[np.ndarray, Norm]:
+    """Rows over the root of their width after a norm over that width; variance: theirs in units of rows'."""
+    size = np.sum(rows**2, axis=-1) * np.float32(1 - mean_share(arch, width))
+    divisor = np.sqrt(size + np.float32(arch.norm_epsilon / variance))
+    rows = rows * np.float32(np.sqrt(1 - mean_share(arch, width))) / divisor[..., None]
+    return rows, Norm(Stream(rows, rows @ rows.mT), divisor * np.float32(np.sqrt(variance)))
+
+
+def _value_kernel(heads: Heads) -> np.ndarray:
+    """v_t . v_t' of every head, [n, heads, S, S]."""
+    n, count, _, _, d_head = heads.values.shape
+    values = heads.values.reshape(n, count, -1, d_head)
+    return values @ values.mT
+
+
+def sandwich(matrices: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """M K M^T of a kernel [n, S, S], or one a head [n, heads, S, S], in the mean over heads.
+
+    M is block-diagonal with [n, heads, sequences, T, T].
+    """
+    n, _, sequences, seq_len, _ = matrices.shape
+    kernel = kernel[:, None] if kernel.ndim == 3 else kernel
+    for _ in range(2):
+        rows = kernel.reshape(n, -1, sequences, seq_len, sequences * seq_len)
+        kernel = (matrices @ rows).reshape(n, -1, sequences * seq_len, sequences * seq_len).mT
+    return kernel.mean(axis=1)

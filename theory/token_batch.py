@@ -1,0 +1,71 @@
+"""Which tokens stand for a batch: pairs of sequences, and for how many of the batch's pairs each of them counts."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from theory.architecture import Architecture
+
+
+def representative_pairs(tokens: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """About `count` pairs of the batch's sequences int[count, 2, T + 1], as like each other as the batch's are.
+
+    Every pair equally often where that many are asked for, else every sequence, in the draw of 64 in which the tokens
+    of two sequences agree as often as in all pairs, and those of one as in all. A lone sequence is its own list.
+    """
+    sequences = len(tokens)
+    if sequences == 1:
+        return np.tile(tokens, (count, 1, 1))
+    ring = [*range(sequences), *[-1] * (sequences % 2)]
+    games = []
+    for _ in range(len(ring) - 1):  # a tournament in rounds, in each of which every sequence plays once, or rests
+        games += [g for g in zip(ring[: len(ring) // 2], reversed(ring), strict=False) if -1 not in g]
+        ring.insert(1, ring.pop())
+    pairs = np.array(games)
+    if count >= len(pairs):
+        return tokens[np.tile(pairs, (round(count / len(pairs)), 1))]
+    frequency = np.stack([np.bincount(row, minlength=tokens.max() + 1) for row in tokens]).astype(float)
+    like = frequency @ frequency.T
+    one, two = np.trace(like) / sequences, like[~np.eye(sequences, dtype=bool)].mean()
+    draws = [rng.permutation(sequences)[pairs[:count]] for _ in range(64)]
+    apart = [abs(like[d, d].mean() - one) + abs(like[d[:, 0], d[:, 1]].mean() - two) for d in draws]
+    return tokens[draws[int(np.argmin(apart))]]
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Which tokens of a network's sequences agree, and for how many pairs of the batch's sequences each block stands.
+
+    same_input, same_target: [n, S, S]; between sequences of random tokens, the probability that two agree.
+    weight: [sequences, sequences].
+    """
+
+    size: int
+    same_input: np.ndarray
+    same_target: np.ndarray
+    weight: np.ndarray
+
+    @staticmethod
+    def of(arch: Architecture, size: int, tokens: np.ndarray, random: bool) -> "TokenBatch":
+        """A batch of that size from tokens [n, sequences, T + 1]; random: they stand for independent ones."""
+        networks, sequences, _ = tokens.shape
+        same = []
+        for part in (tokens[..., :-1], tokens[..., 1:]):  # inputs, targets
+            agree = (part[:, :, :, None, None] == part[:, None, None]).astype(np.float32)
+            if random:
+                others = ~np.eye(sequences, dtype=bool)
+                agree = np.where(others[:, None, :, None], np.float32(1 / arch.vocab_size), agree)
+            same.append(agree.reshape(networks, sequences * arch.seq_len, -1))
+        weight = np.full((sequences, sequences), size * (size - 1) / max(sequences * (sequences - 1), 1))
+        np.fill_diagonal(weight, size / sequences)
+        return TokenBatch(size, same[0], same[1], weight)
+
+    def total(self, kernel: np.ndarray) -> float:
+        """Sum of a kernel over all pairs of the batch's tokens, in the mean over networks."""
+        count = len(self.weight)
+        mean = kernel.mean(axis=0, dtype=np.float64).reshape(count, -1, count, len(kernel[0]) // count)
+        return float((self.weight * mean.sum(axis=(1, 3))).sum())
+
+    def trace(self, kernel: np.ndarray) -> float:
+        """Sum of a kernel's diagonal over the batch's tokens, in the mean over networks."""
+        return float(self.weight[0, 0] * np.einsum("nss->ns", kernel).mean(axis=0, dtype=np.float64).sum())
