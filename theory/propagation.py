@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_limits
 
 from theory.architecture import Architecture
 from theory.attention_scheme import attention_scheme
-from theory.block import block
+from theory.block import PARTS, block
 from theory.embedding import embedding
 from theory.gram import Draws
 from theory.softmax_overlap import softmax_overlap
@@ -39,13 +39,15 @@ class Prediction:
     shortcut_std: float64[S + 1], standard deviation of the residual stream over batch, position and coordinate.
     gradient_norm: float64[S + 1], Frobenius norm of dL/dx at each place, L in nats per token. amplification:
     gradient_norm[0] / gradient_norm[-1]. parameter_gradient_norm: Frobenius norm of dL/dW by matrix kind,
-    float64[num_layers], for embedding and head float64[1].
+    float64[num_layers], for embedding and head float64[1]. branch_rms: root mean square of the output of "attention"
+    and "feed_forward", before any norm or factor on it, float64[num_layers].
     """
 
     shortcut_std: np.ndarray
     gradient_norm: np.ndarray
     amplification: float
     parameter_gradient_norm: dict[str, np.ndarray]
+    branch_rms: dict[str, np.ndarray]
 
 
 def predict(
@@ -90,22 +92,25 @@ def predict(
     means = {name: np.average([part[name] for part in drawn], axis=0, weights=sizes) for name in drawn[0]}
     roots = {name: np.sqrt(np.maximum(mean, 0.0)) for name, mean in means.items()}
     shortcut_std, gradient_norm = roots.pop("shortcut_std"), roots.pop("gradient_norm")
-    return Prediction(shortcut_std, gradient_norm, float(gradient_norm[0] / gradient_norm[-1]), roots)
+    branch_rms = {part: roots.pop(f"branch/{part}") for part in PARTS}
+    return Prediction(shortcut_std, gradient_norm, float(gradient_norm[0] / gradient_norm[-1]), roots, branch_rms)
 
 
 @dataclass(frozen=True)
 class _Addition:
     """One residual addition on the way forward, with what the way back needs.
 
-    parts: each with its norm on the input and on the output, if there are. before, after: |x|^2 / d of every token, the
-    sum's before its own norm, which is `post`. shares: of the sum's square, each part's. responses: of each part, mean
-    product of its output and of what that grows by if the token grows; 0 where a norm hides the token's length.
+    outputs: by part, |y|^2 / d summed over the batch's tokens. parts: each with its norm on the input and on the
+    output, if there are. before, after: |x|^2 / d of every token, the sum's before its own norm, which is `post`.
+    shares: of the sum's square, each part's. responses: of each part, mean product of its output and of what that grows
+    by if the token grows; 0 where a norm hides the token's length.
     """
 
     layer: int
     parts: tuple[tuple[Sublayer, Norm | None, Norm | None], ...]
     before: np.ndarray
     after: np.ndarray
+    outputs: tuple[tuple[str, float], ...]
     shares: tuple[np.ndarray, ...]
     responses: tuple[np.ndarray, ...]
     post: Norm | None
@@ -133,6 +138,9 @@ def _squares(arch: Architecture, batch: TokenBatch, draws: Draws) -> dict[str, n
             radial = (random + arch.d_model * diagonal(coherent)) / diagonal(gradient)
             along = replace(along, radial=radial)
     squares = {kind: np.zeros(arch.num_layers) for kind in arch.matrices}
+    for part in PARTS:
+        outputs = [size for addition in additions for name, size in addition.outputs if name == part]
+        squares[f"branch/{part}"] = np.array(outputs) / (batch.size * arch.seq_len)
     while additions:
         addition = additions.pop()
         gradient, along, own = _back(arch, addition, batch, gradient, along, draws)
@@ -152,12 +160,13 @@ def _add(
 ) -> tuple[Stream, _Addition]:
     shortcut, branch, factor = (float(arch.factor(name)[layer]) for name in ("shortcut", "branch", "input"))
     norm = stream.norm(arch) if any(arch.normed("pre", part) for part in parts) else None
-    total, done, sizes, responses = stream.times(shortcut), [], [], []
+    total, done, sizes, responses, outputs = stream.times(shortcut), [], [], [], []
     for part in parts:
         pre = norm if arch.normed("pre", part) else None
         tokens = (stream if pre is None else pre.tokens).times(factor)
         sublayer, rows = forward(part, arch, layer, tokens, batch, draws)
         added, output = Added.draw(draws, rows, arch, stream.rows.shape[-1]), None
+        outputs.append((part, batch.summed(added.size)))
         if arch.normed("output", part):
             added, output = added.normed(arch)
         total = total.plus(added.times(branch))
@@ -169,7 +178,7 @@ def _add(
     grown = np.maximum(1 - shortcut**2 * before / after, 0)
     shares = tuple(grown * size / np.maximum(sum(sizes), np.finfo(np.float32).tiny) for size in sizes)
     post = total.norm(arch) if block(arch.block).post_norm else None
-    addition = _Addition(layer, tuple(done), before, after, shares, tuple(responses), post)
+    addition = _Addition(layer, tuple(done), before, after, tuple(outputs), shares, tuple(responses), post)
     return total if post is None else post.tokens, addition
 
 

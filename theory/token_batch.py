@@ -68,4 +68,8 @@ class TokenBatch:
 
     def trace(self, kernel: np.ndarray) -> float:
         """Sum of a kernel's diagonal over the batch's tokens, in the mean over networks."""
-        return float(self.weight[0, 0] * np.einsum("nss->ns", kernel).mean(axis=0, dtype=np.float64).sum())
+        return self.summed(np.einsum("nss->ns", kernel))
+
+    def summed(self, values: np.ndarray) -> float:
+        """Sum of values [n, S] over the batch's tokens, in the mean over networks."""
+        return float(self.weight[0, 0] * values.mean(axis=0, dtype=np.float64).sum())
