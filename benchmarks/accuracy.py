@@ -7,7 +7,12 @@ measured over at least 8 seeds, and over more until the standard error of every 
 of every matrix's below 2 %, or the time for it is up: sharp attention varies so much from seed to seed that 8 would
 measure chance. `--full` is the table of the README (about an hour on 2 cores); without it, a sample of it.
 
+`--grid N` draws N architectures from all registered values instead: every block, attention, activation, position code,
+initialisation and embedding equally often, in independent orders, at d_model 64 to 256, with fewer seeds for each
+(`--seconds`), and names the worst. `--from M` goes on at number M.
+
     python benchmarks/accuracy.py [--full] [--out FILE.csv] [--measured FILE.csv]
+    python benchmarks/accuracy.py --grid 300 [--from M] [--seconds 10] [--out FILE.csv]
 """
 
 import argparse
@@ -20,27 +25,33 @@ import numpy as np
 import pandas as pd
 
 from theory import Architecture, Prediction, predict
+from theory.activation import ACTIVATIONS
+from theory.architecture import NORMS, POSITIONS
+from theory.attention_scheme import ATTENTIONS
+from theory.block import BLOCKS
+from theory.embedding import EMBEDDINGS
+from theory.initialization import INITIALIZATIONS
 from verify import Measurement, measure
 from verify.measurement.compare import relative_standard_error
 from verify.training.corpus import load_corpus
 
-INITIALIZATIONS = ("megatron", "gpt2", "xavier", "he", "lecun", "palm", "small", "wang")
-EMBEDDINGS = ("vanilla", "scaled", "layer_norm", "detach", "unit")
-ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "identity")
+PAPER_INITIALIZATIONS = ("megatron", "gpt2", "xavier", "he", "lecun", "palm", "small", "wang")
+PAPER_EMBEDDINGS = ("vanilla", "scaled", "layer_norm", "detach", "unit")
+PAPER_ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "identity")
 SIZES = [  # num_layers, d_model, seq_len: the corners and the middle of 2..48 x 64..512 x 16..256
     (2, 64, 16), (2, 128, 256), (2, 512, 64), (6, 128, 64), (6, 256, 16), (12, 128, 16), (12, 128, 64), (12, 64, 64),
     (12, 256, 128), (24, 128, 64), (24, 256, 64), (24, 64, 128), (48, 128, 64), (48, 256, 32), (48, 64, 16),
     (6, 512, 256), (48, 512, 16),
 ]  # fmt: skip
 MEASURED = ["quantity", "place", "measured", "noise", "seeds"]
-SEEDS, MOST_SEEDS, SECONDS = 8, 1024, 150
+SEEDS, MOST_SEEDS = 8, 1024
 PLACES_ERROR, MATRICES_ERROR = 0.01, 0.02
 NETWORKS, MOST_NETWORKS, ENSEMBLE_SECONDS = 256, 4096, 20
 
 
 def cases(full: bool) -> list[tuple[Architecture, bool]]:
     """(architecture, on text) for every initialisation x embedding, sizes and switches taken in turn."""
-    pairs = list(itertools.product(INITIALIZATIONS, EMBEDDINGS))
+    pairs = list(itertools.product(PAPER_INITIALIZATIONS, PAPER_EMBEDDINGS))
     order = np.random.default_rng(0).permutation(len(pairs))
     chosen = []
     for number, index in enumerate(order if full else order[:10]):
@@ -52,7 +63,7 @@ def cases(full: bool) -> list[tuple[Architecture, bool]]:
             num_heads=d_model // 32,
             num_kv_heads=(None, None, 1, 2)[number % 4],
             seq_len=seq_len,
-            activation=ACTIVATIONS[number % len(ACTIVATIONS)],
+            activation=PAPER_ACTIVATIONS[number % len(PAPER_ACTIVATIONS)],
             positions=("rope", "none", "learned", "rope", "sinusoidal")[number // 2 % 5],
             norm=("layer_norm", "layer_norm", "rms_norm")[number % 3],
             initialization=initialization,
@@ -62,32 +73,78 @@ def cases(full: bool) -> list[tuple[Architecture, bool]]:
     return chosen
 
 
+def grid(count: int) -> list[tuple[Architecture, bool]]:
+    """(architecture, on text), each field's values in an order of its own, every value once before any twice."""
+    values = {
+        "block": list(BLOCKS),
+        "norm": NORMS,
+        "norm_epsilon": (1e-5, 1e-6, 1e-5),
+        "activation": list(ACTIVATIONS),
+        "positions": POSITIONS,
+        "attention": list(ATTENTIONS),
+        "initialization": list(INITIALIZATIONS),
+        "embedding": [*EMBEDDINGS, 0.2, 5.0],
+        "num_kv_heads": (None, None, 1, 2),
+        "d_ff": (None, None, 3, 2.5),
+        "size": [(2, 64), (2, 128), (4, 256), (6, 192), (8, 128), (12, 128), (16, 64), (24, 128), (32, 128), (3, 256)],
+        "seq_len": (16, 32, 64, 96),
+        "vocab_size": (256, 1000, 300),
+        "bias": (False, False, True),
+        "logit_scale": (1.0, 1.0, 0.5),
+        "text": (False, True),
+    }
+    orders = {}
+    for index, (field, choices) in enumerate(values.items()):
+        rng, rounds = np.random.default_rng([2026, index]), -(-count // len(choices))
+        orders[field] = [choices[i] for _ in range(rounds) for i in rng.permutation(len(choices))]
+    chosen = []
+    for number in range(count):
+        fields = {field: order[number] for field, order in orders.items()}
+        (num_layers, d_model), on_text, wide = fields.pop("size"), fields.pop("text"), fields.pop("d_ff")
+        fields["d_ff"] = wide and int(wide * d_model)
+        chosen.append(
+            (Architecture(num_layers=num_layers, d_model=d_model, num_heads=d_model // 32, **fields), on_text)
+        )
+    return chosen
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="40 architectures instead of 10")
     parser.add_argument("--out", type=Path, help="CSV file for every place's row")
     parser.add_argument("--measured", type=Path, help="CSV file of an earlier run whose measurements are taken again")
+    parser.add_argument("--grid", type=int, default=0, help="architectures drawn from all registered values")
+    parser.add_argument("--from", type=int, default=0, dest="first", help="number of the first one")
+    parser.add_argument("--seconds", type=float, default=150, help="most seconds of measuring an architecture")
     options = parser.parse_args()
     corpus = load_corpus("stdlib", 256)
     earlier = None if options.measured is None else pd.read_csv(options.measured)
     tables = []
-    for number, (arch, on_text) in enumerate(cases(options.full)):
+    for number, (arch, on_text) in enumerate(grid(options.grid) if options.grid else cases(options.full)):
+        if number < options.first:
+            continue
         start = time.perf_counter()
         tokens = corpus.batch(arch.seq_len, 8, seed=0, step=number) if on_text else None
-        measured = measure_well(arch, tokens) if earlier is None else earlier.loc[earlier["case"] == number, MEASURED]
+        measured = (
+            measure_well(arch, tokens, options.seconds)
+            if earlier is None
+            else earlier.loc[earlier["case"] == number, MEASURED]
+        )
         table = pd.concat(
             with_prediction(measured.drop_duplicates(), prediction).assign(ensemble=name)
-            for name, prediction in (("default", predict(arch, tokens=tokens)), ("large", predict_well(arch, tokens)))
+            for name, prediction in predictions(arch, tokens, large=not options.grid)
         )
         table = table.assign(
             case=number, initialization=arch.initialization, embedding=arch.embedding, activation=arch.activation,
             num_layers=arch.num_layers, d_model=arch.d_model, seq_len=arch.seq_len, positions=arch.positions,
+            block=arch.block, attention=arch.attention, norm=arch.norm,
             tokens="text" if on_text else "random", kind=table["quantity"].str.partition("/")[0],
         )  # fmt: skip
         tables.append(table)
         worst = table[table["ensemble"] == "default"].groupby("kind")["error"].agg(["median", "max"]).mul(100).round(1)
         print(
-            f"{number:3d} {arch.initialization:9s}{arch.embedding:11s}{arch.activation:10s}{arch.positions:10s}"
+            f"{number:3d} {arch.block:14s}{arch.attention:12s}{arch.initialization:9s}{arch.embedding!s:11s}"
+            f"{arch.activation:10s}{arch.positions:11s}{arch.norm:11s}"
             f"L{arch.num_layers:<3d}d{arch.d_model:<4d}T{arch.seq_len:<4d}{'text' if on_text else 'random':7s}"
             f"{table['seeds'].iloc[0]:4d} seeds  "
             + "  ".join(f"{kind}: {row['median']}/{row['max']} %" for kind, row in worst.iterrows())
@@ -99,7 +156,13 @@ def main() -> None:
     report(pd.concat(tables, ignore_index=True))
 
 
-def measure_well(arch: Architecture, tokens: np.ndarray | None) -> pd.DataFrame:
+def predictions(arch: Architecture, tokens: np.ndarray | None, large: bool) -> list[tuple[str, Prediction]]:
+    """`predict` as it is and, where asked for, with a large ensemble."""
+    made = [("default", predict(arch, tokens=tokens))]
+    return [*made, ("large", predict_well(arch, tokens))] if large else made
+
+
+def measure_well(arch: Architecture, tokens: np.ndarray | None, seconds: float) -> pd.DataFrame:
     """Every place of `arch`, measured over as many seeds as it takes, or as the time allows."""
     start, parts = time.perf_counter(), list[Measurement]()
     while True:
@@ -110,7 +173,7 @@ def measure_well(arch: Architecture, tokens: np.ndarray | None) -> pd.DataFrame:
         matrices = {f"parameter_gradient_norm/{k}": draws for k, draws in measured.parameter_gradient_norm.items()}
         noise = {name: relative_standard_error(draws) for name, draws in (places | matrices).items()}
         good = noise["gradient_norm"].max() <= PLACES_ERROR and max(noise[k].max() for k in matrices) <= MATRICES_ERROR
-        if good or seeds >= MOST_SEEDS or time.perf_counter() - start > SECONDS:
+        if good or seeds >= MOST_SEEDS or time.perf_counter() - start > seconds:
             return pd.concat(
                 pd.DataFrame(
                     {
@@ -140,13 +203,15 @@ def with_prediction(measured: pd.DataFrame, prediction: Prediction) -> pd.DataFr
     predicted = [
         values[quantity][place] for quantity, place in zip(measured["quantity"], measured["place"], strict=True)
     ]
-    return measured.assign(predicted=predicted, error=np.abs(predicted / measured["measured"] - 1))
+    measured = measured.assign(predicted=predicted)
+    ratio = measured["predicted"] / measured["measured"]
+    return measured.assign(error=np.where(measured["predicted"] == measured["measured"], 0, np.abs(ratio - 1)))
 
 
 def report(table: pd.DataFrame) -> None:
     """Print the README's table: error of all places, by kind and by width."""
     table = table.assign(width=np.where(table["d_model"] >= 128, "d_model >= 128", "d_model 64"))
-    for key in (["ensemble", "kind", "width"], ["kind", "initialization"]):
+    for key in (["ensemble", "kind", "width"], ["kind", "initialization"], ["kind", "block"], ["kind", "attention"]):
         grouped = table.groupby(key)["error"]
         summary = pd.DataFrame(
             {
@@ -158,6 +223,12 @@ def report(table: pd.DataFrame) -> None:
             }
         )
         print("\n" + summary.round(2).to_string())
+    wide = table[(table["d_model"] >= 128) & table["kind"].isin(["shortcut_std", "gradient_norm"])]
+    worst = wide.sort_values("error").groupby("case").tail(1).sort_values("error", ascending=False)
+    print("\nworst architectures by their worst place, std and gradient norm, d_model >= 128")
+    columns = ["case", "block", "attention", "initialization", "embedding", "activation", "positions", "num_layers",
+               "d_model", "seq_len", "tokens", "kind", "place", "error", "noise", "seeds"]  # fmt: skip
+    print(worst[columns].head(max(3, len(worst) // 50)).round(3).to_string(index=False))
 
 
 if __name__ == "__main__":

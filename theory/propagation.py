@@ -26,10 +26,10 @@ from theory.attention_scheme import attention_scheme
 from theory.block import PARTS, block
 from theory.embedding import embedding
 from theory.gram import Draws
-from theory.softmax_overlap import softmax_overlap
-from theory.stream import Added, Norm, Stream, diagonal, embed, mean_share, outer, row_size
+from theory.stream import Added, Norm, Stream, diagonal, embed, mean_share, outer, row_share, row_size
 from theory.sublayers import Sublayer, forward
 from theory.token_batch import TokenBatch, representative_pairs
+from theory.upstream import upstream
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,8 @@ def predict(
     uniform tokens. networks: size of the ensemble, at least 2; the numbers' own sampling error falls as one over its
     root. None: enough for 1 to 2 % in the norms in seconds (gradients of query and key: 7 %, of the widest 20 %).
     Source: arXiv 2312.16903 made exact to second moments; the chain of Gram matrices of arXiv 2206.02768. Raises
-    ValueError for a tied head, for tokens that do not fit, and for a batch size or a number of networks below 1.
+    ValueError for tokens that do not fit, and for a batch size or a number of networks below 1.
     """
-    if arch.tied:
-        raise ValueError("tied: predict covers an untied head; got tied=True (bound and measure take both)")
     for name, value in (("batch_size", batch_size), ("networks", networks)):
         if value is not None and value < 1:
             raise ValueError(f"{name}: must be at least 1, got {value}")
@@ -107,6 +105,7 @@ class _Addition:
     """
 
     layer: int
+    shortcut: float
     parts: tuple[tuple[Sublayer, Norm | None, Norm | None], ...]
     before: np.ndarray
     after: np.ndarray
@@ -120,39 +119,44 @@ def _squares(arch: Architecture, batch: TokenBatch, draws: Draws) -> dict[str, n
     """Every square that a Prediction has the root of, in the mean over one group of networks."""
     stream = embed(arch, batch, draws)
     variances, additions = [stream.observed_variance(arch, batch)], list[_Addition]()
+    row = np.full_like(diagonal(stream.kernel), row_share(arch))
     for layer in range(arch.num_layers):
         for parts in block(arch.block).additions:
             stream, addition = _add(arch, layer, parts, stream, batch, draws)
             variances.append(stream.observed_variance(arch, batch))
             additions.append(addition)
-    final = stream.norm(arch) if block(arch.block).final_norm else None
-    gradient, coherent, head = _upstream(arch, batch, stream if final is None else final.tokens)
-    along = _Along.of(final is None, arch, diagonal(stream.kernel))
-    if final is not None:
-        gradient = gradient * final.jacobian(arch)
+            row = row * np.float32(addition.shortcut)
+            row = row if addition.post is None else row / addition.post.divisor
+    last = stream.norm(arch) if block(arch.block).final_norm else None
+    if last is not None:
+        row = row / last.divisor
+    above = upstream(arch, batch, stream if last is None else last.tokens, row)
+    gradient, along = above.projected, _Along.of(False, arch, row)
+    if last is not None:
+        gradient = gradient * outer(1 / last.divisor)
         norms = [batch.trace(gradient)]
     else:
-        norms = [batch.trace(gradient + coherent)]
+        norms = [batch.trace(above.kernel)]
         if not block(arch.block).post_norm:
-            random, gradient = diagonal(gradient), gradient + coherent
-            radial = (random + arch.d_model * diagonal(coherent)) / diagonal(gradient)
-            along = replace(along, radial=radial)
+            gradient, along = above.kernel, replace(_Along.of(True, arch, row), radial=above.radial)
     squares = {kind: np.zeros(arch.num_layers) for kind in arch.matrices}
     for part in PARTS:
         outputs = [size for addition in additions for name, size in addition.outputs if name == part]
         squares[f"branch/{part}"] = np.array(outputs) / (batch.size * arch.seq_len)
+    written = np.zeros_like(row)
+    if last is not None:
+        written = arch.d_model * above.written / last.divisor**4
     while additions:
         addition = additions.pop()
-        gradient, along, own = _back(arch, addition, batch, gradient, along, draws)
+        gradient, along, own = _back(arch, addition, batch, gradient, along, written, draws)
+        written = written * np.float32(addition.shortcut**4)
         for kind, square in own.items():
             squares[kind][addition.layer] = square
         norms.append(batch.trace(gradient))
-    return squares | {
-        "embedding": np.array([_table_gradient(arch, batch, gradient)]),
-        "head": np.array([head]),
-        "shortcut_std": np.array(variances),
-        "gradient_norm": arch.d_model * np.array(norms[::-1]),
-    }
+    table = _table_gradient(arch, batch, gradient) + above.table
+    tables = {"embedding": np.array([table])} | ({} if arch.tied else {"head": np.array([above.head])})
+    places = {"shortcut_std": np.array(variances), "gradient_norm": arch.d_model * np.array(norms[::-1])}
+    return squares | tables | places
 
 
 def _add(
@@ -178,7 +182,7 @@ def _add(
     grown = np.maximum(1 - shortcut**2 * before / after, 0)
     shares = tuple(grown * size / np.maximum(sum(sizes), np.finfo(np.float32).tiny) for size in sizes)
     post = total.norm(arch) if block(arch.block).post_norm else None
-    addition = _Addition(layer, tuple(done), before, after, tuple(outputs), shares, tuple(responses), post)
+    addition = _Addition(layer, shortcut, tuple(done), before, after, tuple(outputs), shares, tuple(responses), post)
     return total if post is None else post.tokens, addition
 
 
@@ -203,19 +207,33 @@ class _Along:
 
 
 def _back(
-    arch: Architecture, addition: _Addition, batch: TokenBatch, gradient: np.ndarray, along: _Along, draws: Draws
+    arch: Architecture,
+    addition: _Addition,
+    batch: TokenBatch,
+    gradient: np.ndarray,
+    along: _Along,
+    written: np.ndarray,
+    draws: Draws,
 ) -> tuple[np.ndarray, _Along, dict[str, float]]:
-    """The gradient's kernel and what of it lies along the token before the addition, and the matrices' squares."""
-    shortcut, branch, factor = (float(arch.factor(name)[addition.layer]) for name in ("shortcut", "branch", "input"))
+    """The gradient's kernel and what of it lies along the token before the addition, and the matrices' squares.
+
+    written: [n, S], variance the gradient has along all sub-layers' outputs together, for each unit of an output.
+    """
+    branch, factor = (float(arch.factor(name)[addition.layer]) for name in ("branch", "input"))
+    shortcut = addition.shortcut
     if addition.post is not None:
         gradient = gradient * addition.post.jacobian(arch, radial=along.radial, mean=along.mean)
         along = _Along.of(False, arch, addition.before)
     before, squares = gradient * np.float32(shortcut**2), dict[str, float]()
     mean, felt, random = diagonal(before) * along.mean, np.zeros_like(along.mean), 1 - along.radial
+    extra = np.minimum(
+        written * addition.after / np.maximum(diagonal(gradient), np.finfo(np.float32).tiny), arch.d_model
+    )
     for (sublayer, pre, output), share, response in zip(
         addition.parts, addition.shares, addition.responses, strict=True
     ):
-        reaching, lost = gradient * np.float32(branch**2), random * share
+        reaching = gradient * np.float32(branch**2)
+        lost = (random - extra) * share
         if output is not None:
             reaching, lost = reaching * output.jacobian(arch), np.ones_like(lost)
         increment, own = sublayer.backward(arch, addition.layer, batch, reaching, lost, draws)
@@ -275,21 +293,6 @@ def _enough(arch: Architecture, tokens: np.ndarray | None) -> int:
     affordable = 5e10 / (arch.num_layers * size**2 * (size + min(size, arch.d_model)))
     least = 2 if tokens is None else min(2 * len(tokens), 16)
     return int(np.clip(min(max(wanted, affordable / 100), affordable), least, 1024))
-
-
-def _upstream(arch: Architecture, batch: TokenBatch, tokens: Stream) -> tuple[np.ndarray, np.ndarray, float]:
-    """Kernels of the gradient of what the head reads, and the square of the head's gradient norm: softmax less one-hot.
-
-    E[p_t . p_t'] by `softmax_overlap`; a target's probability is 1 / V on average. The second kernel is of the part
-    along the token, which a norm takes out: the mean logit under p is the logits' variance times 1 - E[p . p].
-    """
-    d, count = arch.d_model, batch.size * arch.seq_len
-    gain = np.float32(arch.logit_scale**2 * arch.std("head")[0] ** 2)
-    overlap = softmax_overlap(tokens.kernel * (gain * d), arch.vocab_size)
-    error = (overlap - 2 / arch.vocab_size + batch.same_target) / count**2
-    head = arch.logit_scale**2 * d * batch.total(error * tokens.kernel)
-    coherent = tokens.kernel * outer(gain * (1 - diagonal(overlap))) / np.float32(count**2)
-    return error * gain, coherent, head
 
 
 def _table_gradient(arch: Architecture, batch: TokenBatch, gradient: np.ndarray) -> float:

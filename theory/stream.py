@@ -111,12 +111,22 @@ class Norm:
         width: coordinates of a token; None: d_model.
         """
         width = arch.d_model if width is None else width
-        kernel = self.tokens.kernel
-        radial, mean = (np.broadcast_to(np.float32(share), self.divisor.shape) for share in (radial, mean))
-        along = radial * diagonal(kernel)  # the diagonal is 1 but for the norm's epsilon
-        lost = along[:, :, None] + along[:, None, :] - outer(np.sqrt(radial)) * kernel**2
-        lost = lost / width + outer(np.sqrt(mean)) * np.float32(mean_share(arch, width))
-        return (1 - lost) * outer(1 / self.divisor)
+        return free(self.tokens.kernel, arch, width, radial, mean) * outer(1 / self.divisor)
+
+
+def free(
+    kernel: np.ndarray,
+    arch: Architecture,
+    width: int,
+    radial: np.ndarray | float = 1.0,
+    mean: np.ndarray | float = 1.0,
+) -> np.ndarray:
+    """What a norm's projectors leave of a gradient's variance; kernel: of the normed tokens. See `Norm.jacobian`."""
+    retained = diagonal(kernel)  # 1 but for the norm's epsilon
+    radial, mean = (np.broadcast_to(np.float32(share), retained.shape) for share in (radial, mean))
+    along = radial * retained
+    lost = along[:, :, None] + along[:, None, :] - outer(np.sqrt(radial)) * kernel**2
+    return 1 - lost / width - outer(np.sqrt(mean)) * np.float32(mean_share(arch, width))
 
 
 def mean_share(arch: Architecture, width: int) -> float:
@@ -148,3 +158,9 @@ def embed(arch: Architecture, batch: TokenBatch, draws: Draws) -> Stream:
 def row_size(arch: Architecture) -> float:
     """Mean square of a coordinate of the embedding's output, before its norm where it has one."""
     return float(arch.std("embedding")[0] * arch.evaluate(embedding(arch.embedding).multiplier)) ** 2
+
+
+def row_share(arch: Architecture) -> float:
+    """Root mean square of the table row's part in a coordinate of the stream that enters block 1."""
+    size = row_size(arch)
+    return float(np.sqrt(size / (size + arch.norm_epsilon) if embedding(arch.embedding).layer_norm else size))

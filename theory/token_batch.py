@@ -36,13 +36,15 @@ def representative_pairs(tokens: np.ndarray, count: int, rng: np.random.Generato
 class TokenBatch:
     """Which tokens of a network's sequences agree, and for how many pairs of the batch's sequences each block stands.
 
-    same_input, same_target: [n, S, S]; between sequences of random tokens, the probability that two agree.
+    same_input, same_target, follows (the first one's input is the second one's target): [n, S, S]; between sequences of
+    random tokens, the probability that two agree.
     weight: [sequences, sequences].
     """
 
     size: int
     same_input: np.ndarray
     same_target: np.ndarray
+    follows: np.ndarray
     weight: np.ndarray
 
     @staticmethod
@@ -50,15 +52,16 @@ class TokenBatch:
         """A batch of that size from tokens [n, sequences, T + 1]; random: they stand for independent ones."""
         networks, sequences, _ = tokens.shape
         same = []
-        for part in (tokens[..., :-1], tokens[..., 1:]):  # inputs, targets
-            agree = (part[:, :, :, None, None] == part[:, None, None]).astype(np.float32)
+        inputs, targets = tokens[..., :-1], tokens[..., 1:]
+        for first, second in ((inputs, inputs), (targets, targets), (inputs, targets)):
+            agree = (first[:, :, :, None, None] == second[:, None, None]).astype(np.float32)
             if random:
                 others = ~np.eye(sequences, dtype=bool)
                 agree = np.where(others[:, None, :, None], np.float32(1 / arch.vocab_size), agree)
             same.append(agree.reshape(networks, sequences * arch.seq_len, -1))
         weight = np.full((sequences, sequences), size * (size - 1) / max(sequences * (sequences - 1), 1))
         np.fill_diagonal(weight, size / sequences)
-        return TokenBatch(size, same[0], same[1], weight)
+        return TokenBatch(size, same[0], same[1], same[2], weight)
 
     def total(self, kernel: np.ndarray) -> float:
         """Sum of a kernel over all pairs of the batch's tokens, in the mean over networks."""

@@ -184,8 +184,3 @@ def test_every_scheme_gives_finite_positive_numbers(initialization, embedding):
 def test_bad_input(arguments, message):
     with pytest.raises(ValueError, match=message):
         predict(Architecture(), **arguments)
-
-
-def test_tied_is_refused_by_name():
-    with pytest.raises(ValueError, match="tied"):
-        predict(Architecture(tied=True))

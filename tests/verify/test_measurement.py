@@ -120,6 +120,25 @@ _COVERING = [
 ]  # fmt: skip
 
 
+# the recipes of GPT-2 and PaLM, small; a table's row that fills the stream; one that a norm has let into it
+_TIED = [
+    Architecture(num_layers=4, d_model=128, seq_len=32, tied=True, **fields)
+    for fields in (
+        {"initialization": "gpt2", "embedding": "vanilla", "positions": "learned", "bias": True},
+        {"initialization": "palm", "embedding": "vanilla", "block": "parallel", "activation": "swiglu",
+         "logit_scale": 128**-0.5},
+        {"initialization": "megatron", "embedding": "scaled"},
+        {"initialization": "xavier", "embedding": "layer_norm"},
+        {"initialization": "lecun", "embedding": "scaled", "block": "post_ln"},
+    )
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("arch", _TIED, ids=lambda arch: f"{arch.initialization}-{arch.embedding}")
+def test_tied_tables_are_predicted(arch):
+    _agree(arch, None, seeds=24, limits=(0.06, 0.12, 0.15), deviations=3)
+
+
 @pytest.mark.parametrize("arch", _COVERING, ids=lambda arch: arch.block)
 def test_every_arrangement_is_predicted(arch):
     """6 % for stds and gradient norms, 12 % for a matrix's gradient, 15 % for query and key, and 3 standard errors."""

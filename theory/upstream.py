@@ -1,0 +1,129 @@
+"""The gradient that enters a stack from above: the head times softmax minus one-hot, over all pairs of tokens.
+
+An untied head knows nothing of the stream, so the softmax's overlap (`theory.softmax_overlap`) says it all. A tied head
+is the embedding table: a token's own row lies in the stream, its logit stands out by b sqrt(d) c (b: standard deviation
+of the other logits, c: the row's share of the normed token's amplitude), and the gradient runs along that row. What a
+last norm leaves of it, c^2 less, points away from all that the sub-layers have written.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.polynomial.hermite_e import hermegauss
+
+from theory.architecture import Architecture
+from theory.embedding import embedding
+from theory.softmax_overlap import softmax_overlap
+from theory.stream import Stream, diagonal, free, outer
+from theory.token_batch import TokenBatch
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """Gradient of what the head reads, z, and of the head. Kernels [n, S, S], shares [n, S].
+
+    kernel: of dL/dz as it is. projected: of what a norm before z leaves of it, divisor aside. radial: share of dL/dz's
+    variance along z, 1 for a random direction. written: share of the projected variance that lies along what the
+    sub-layers have written into z, in units of the whole; 0 for an untied head. head: square of the head's gradient
+    norm. table: what a tied head adds to the square of the table's.
+    """
+
+    kernel: np.ndarray
+    projected: np.ndarray
+    radial: np.ndarray
+    written: np.ndarray
+    head: float
+    table: float
+
+
+def upstream(arch: Architecture, batch: TokenBatch, z: Stream, own: np.ndarray) -> Upstream:
+    """Upstream gradient for tokens z as the head reads them; own: [n, S], c, the table row's amplitude in z."""
+    d, count, size = arch.d_model, np.float32(batch.size * arch.seq_len), arch.vocab_size
+    gain = np.float32(arch.logit_scale**2 * arch.std("embedding" if arch.tied else "head")[0] ** 2)
+    overlap = softmax_overlap(z.kernel * (gain * d), size)
+    along = z.kernel * outer(gain * (1 - diagonal(overlap)))
+    left = free(z.kernel, arch, d)
+    if not arch.tied:
+        error = overlap - np.float32(2 / size) + batch.same_target
+        kernel, projected = (error * gain + along) / count**2, error * gain * left / count**2
+        head, written = arch.logit_scale**2 * d * batch.total(error * z.kernel) / float(count) ** 2, np.zeros_like(own)
+        return Upstream(kernel, projected, _radial(d, error * gain, along), written, head, 0.0)
+    same, follows = batch.same_input, batch.follows
+    first, second = _own_probability(own, float(gain) * d, size, d)
+    rest = (1 - first) / np.float32(size)  # another word's probability
+    known = diagonal(follows)  # the target is the token itself
+    excess = first - known
+    both = same * _with_diagonal(outer(excess), second - 2 * known * first + known)
+    off = (1 - same) * excess[:, :, None] * (rest[:, None, :] - follows)
+    others = _with_diagonal(outer(1 - first), 1 - 2 * first + second) * overlap
+    target = first[:, :, None] * follows + rest[:, :, None]
+    crossed = (1 - same) * first[:, :, None] * rest[:, None, :]
+    probabilities = same * _with_diagonal(outer(first), second) + others + crossed + crossed.mT
+    error = probabilities - target - target.mT + batch.same_target
+    plain, lost = error - both - off - off.mT, own**2
+    kept = off * (1 - lost[:, :, None])
+    projected = plain * left + kept + kept.mT + (1 - same) * outer(excess * own) * _typical(z.kernel, 1 - same)
+    projected = projected + both * (1 - lost[:, :, None] - lost[:, None, :] + outer(own) * z.kernel)
+    scale = gain / count**2
+    written = diagonal(both) * lost * scale
+    spread = along * outer(1 - first)
+    radial = _radial(d, error * gain, spread) + d * lost * diagonal(both) / diagonal(error)
+    at_words = same * first[:, :, None] + (1 - same) * rest[:, :, None] - follows.mT
+    table = arch.logit_scale**2 * d * batch.total(error * z.kernel) / float(count) ** 2
+    table += _meeting(arch, batch, z, own, excess, both, at_words)
+    return Upstream(error * scale + spread / count**2, projected * scale, radial, written, 0.0, table)
+
+
+def _radial(d: int, random: np.ndarray, along: np.ndarray) -> np.ndarray:
+    return (diagonal(random) + d * diagonal(along)) / (diagonal(random) + diagonal(along))
+
+
+def _typical(kernel: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Mean over the networks, where that is wanted: what two tokens agree in, without the chance agreement of rows."""
+    return (kernel * where).sum(axis=0, keepdims=True) / np.maximum(where.sum(axis=0, keepdims=True), np.float32(1))
+
+
+def _own_probability(own: np.ndarray, variance: float, vocab_size: int, d: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and mean square of a token's probability of itself.
+
+    Its logit is b sqrt(d) c and fluctuates by the rest of z, b^2 (1 - c^2), and by the row's length, 2 b^2 c^2.
+    """
+    nodes, weights = hermegauss(15)
+    weights = weights / weights.sum()
+    b = np.sqrt(np.float64(variance))
+    other = np.log(max(vocab_size - 1, 1)) + variance / 2
+    logit = b * np.sqrt(d) * own[..., None] + b * np.sqrt(1 + own**2)[..., None] * nodes - other
+    probability = 0.5 * (1 + np.tanh(logit / 2))
+    return (probability @ weights).astype(np.float32), (probability**2 @ weights).astype(np.float32)
+
+
+def _with_diagonal(kernel: np.ndarray, values: np.ndarray) -> np.ndarray:
+    kernel = kernel.copy()
+    index = np.arange(kernel.shape[-1])
+    kernel[:, index, index] = values
+    return kernel
+
+
+def _meeting(
+    arch: Architecture,
+    batch: TokenBatch,
+    z: Stream,
+    own: np.ndarray,
+    excess: np.ndarray,
+    both: np.ndarray,
+    errors: np.ndarray,
+) -> float:
+    """What the table's two gradients have in common, twice; less what an embedding norm takes off the one from below.
+
+    errors: dL/d(logit) of token t for the word that t' is, [n, S, S].
+    """
+    method = embedding(arch.embedding)
+    share, count = arch.evaluate(method.gradient_share), float(batch.size * arch.seq_len)
+    scale = arch.logit_scale**2 * arch.d_model / count**2
+    row, lost = own[:, None, :], own**2
+    product = own[:, :, None] * batch.same_input - row * z.kernel
+    taken = 0.0
+    if method.layer_norm:
+        product = -row * (z.kernel - outer(own) * batch.same_input)
+        taken = share**2 * batch.total(both * outer(own * (1 - lost)))
+    return scale * (2 * share * batch.total(errors * (excess * own)[:, None, :] * product) - taken)
