@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
+from theory.architecture import Architecture
+from theory.block import block
 from theory.command_line import ArchitectureFlags, architecture, run
 
 
@@ -115,14 +117,15 @@ def _derive(options: Derive) -> int:
 def _predict(options: Predict) -> int:
     from theory.propagation import predict
 
-    prediction = predict(architecture(options.arch), options.batch_size, networks=options.networks)
+    arch = architecture(options.arch)
+    prediction = predict(arch, options.batch_size, networks=options.networks)
     if options.json:
         return _json(prediction)
     columns = ("place", "enters", "predicted_shortcut_std", "predicted_gradient_norm")
-    print("".join(f"{name:<25}" for name in columns).rstrip())
+    print("".join(f"{name:<27}" for name in columns).rstrip())
     for place, (std, norm) in enumerate(zip(prediction.shortcut_std, prediction.gradient_norm, strict=True)):
-        entered = _sublayer(place) if place < len(prediction.shortcut_std) - 1 else "final norm"
-        print(f"{place:<25}{entered:<25}{std:<25.6g}{norm:.6g}")
+        entered = _sublayer(arch, place)
+        print(f"{place:<27}{entered:<27}{std:<27.6g}{norm:.6g}")
     print(f"\npredicted_amplification  {prediction.amplification:.6g}")
     return 0
 
@@ -130,18 +133,24 @@ def _predict(options: Predict) -> int:
 def _bound(options: BoundOptions) -> int:
     from theory.bounds import bound
 
-    result = bound(architecture(options.arch), method=options.method)
+    arch = architecture(options.arch)
+    result = bound(arch, method=options.method)
     if options.json:
         return _json(result)
     print(f"{'place':<8}{'sub-layer':<22}{'shortcut_std':<16}bound_sublayer")
     for place, value in enumerate(result.sublayer):
-        print(f"{place:<8}{_sublayer(place):<22}{result.shortcut_std[place]:<16.6g}{value:.6g}")
+        print(f"{place:<8}{_sublayer(arch, place):<22}{result.shortcut_std[place]:<16.6g}{value:.6g}")
     print(f"\nbound_product  10^{result.log10_product:.4g}")
     return 0
 
 
-def _sublayer(place: int) -> str:
-    return f"{'feed_forward' if place % 2 else 'attention'} {place // 2 + 1}"
+def _sublayer(arch: Architecture, place: int) -> str:
+    """What the stream enters at that place."""
+    arrangement = block(arch.block)
+    if place == arch.num_sublayers:
+        return "final norm" if arrangement.final_norm else "head"
+    layer, number = divmod(place, len(arrangement.additions))
+    return f"{' + '.join(arrangement.additions[number])} {layer + 1}"
 
 
 def _json(result: Any) -> int:
