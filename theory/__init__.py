@@ -9,6 +9,7 @@ from theory.derivation import Derivation, Step, derive
 from theory.embedding import Embedding
 from theory.initialization import Initialization
 from theory.propagation import Prediction, predict
+from theory.recommendation import Recommendation, proxy, recommend
 
 __all__ = [
     "Activation",
@@ -20,8 +21,11 @@ __all__ = [
     "Embedding",
     "Initialization",
     "Prediction",
+    "Recommendation",
     "Step",
     "bound",
     "derive",
     "predict",
+    "proxy",
+    "recommend",
 ]

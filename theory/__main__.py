@@ -1,4 +1,4 @@
-"""The command line of the theory: python -m theory list | derive TOPIC | predict | bound.
+"""The command line of the theory: python -m theory list | derive TOPIC | predict | bound | recommend.
 
 Exit status 0: done; 1: a check failed; 2: wrong usage, with one line that names the field, the value and the choices.
 """
@@ -15,6 +15,7 @@ import tyro
 from theory.architecture import Architecture
 from theory.block import block
 from theory.command_line import ArchitectureFlags, architecture, run
+from theory.embedding import embedding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,18 +61,37 @@ class BoundOptions:
     """print JSON instead of columns"""
 
 
+@dataclasses.dataclass(frozen=True)
+class RecommendOptions:
+    """Say what to change so that the gradient is not amplified by more than a budget."""
+
+    arch: ArchitectureFlags = dataclasses.field(default_factory=ArchitectureFlags)
+    """the model"""
+    max_amplification: float = 2.0
+    """budget: gradient norm of any place over that after the last block"""
+    proxy_width: int | None = None
+    """also describe the model of this d_model that has the same propagation"""
+
+
 Command = (
     Annotated[List, tyro.conf.subcommand("list")]
     | Annotated[Derive, tyro.conf.subcommand("derive")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[BoundOptions, tyro.conf.subcommand("bound")]
+    | Annotated[RecommendOptions, tyro.conf.subcommand("recommend")]
 )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options: Any = tyro.cli(Command, args=arguments, prog="python -m theory", description=__doc__)
-    commands: dict[type, Callable[[Any], int]] = {List: _list, Derive: _derive, Predict: _predict, BoundOptions: _bound}
+    commands: dict[type, Callable[[Any], int]] = {
+        List: _list,
+        Derive: _derive,
+        Predict: _predict,
+        BoundOptions: _bound,
+        RecommendOptions: _recommend,
+    }
     return run(lambda: commands[type(options)](options))
 
 
@@ -141,6 +161,25 @@ def _bound(options: BoundOptions) -> int:
     for place, value in enumerate(result.sublayer):
         print(f"{place:<8}{_sublayer(arch, place):<22}{result.shortcut_std[place]:<16.6g}{value:.6g}")
     print(f"\nbound_product  10^{result.log10_product:.4g}")
+    return 0
+
+
+def _recommend(options: RecommendOptions) -> int:
+    from theory.recommendation import proxy, recommend
+
+    arch = architecture(options.arch)
+    small = None if options.proxy_width is None else proxy(arch, options.proxy_width)
+    print(recommend(arch, options.max_amplification).explanation)
+    if small is not None:
+        factor = small.evaluate(embedding(small.embedding).multiplier)
+        print(
+            f"\nSame propagation at d_model {small.d_model}: num_heads {small.num_heads}, "
+            f"num_kv_heads {small.kv_heads}, d_ff {small.ff_width}, embedding multiplier {factor:.4g}, "
+            f"logit_scale {small.logit_scale:.4g}; standard deviations:"
+        )
+        for kind in ("embedding", *small.matrices, *(() if small.tied else ("head",))):
+            first, last = small.std(kind)[[0, -1]]
+            print(f"  {kind:<22}{first:.4g}" + ("" if first == last else f" in block 1, {last:.4g} in the last"))
     return 0
 
 

@@ -1,0 +1,102 @@
+"""The prescription does what it says, by `predict`, and the narrow stand-in has the wide one's propagation."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from theory import Architecture, predict, proxy, recommend
+from theory.recommendation import _multiplied, _smallest, _with_gain
+
+SMALL = Architecture(num_layers=12, d_model=128, seq_len=16, embedding="vanilla")
+
+
+def worst(arch):
+    norms = predict(arch, networks=8).gradient_norm
+    return norms.max() / norms[-1]
+
+
+@pytest.mark.parametrize("power", [0.5, 1, 2])
+@pytest.mark.parametrize("guess", [1e-3, 1.0, 40.0])
+@pytest.mark.parametrize("scale", [0.1, 7.0])
+def test_the_smallest_argument_within_a_budget_is_found(power, guess, scale):
+    def amplification(at):
+        return math.sqrt(1 + (scale / at) ** (2 * power))
+
+    found = _smallest(amplification, guess * scale, 2.0)
+    assert amplification(found) <= 2 and amplification(0.98 * found) > 2
+
+
+def test_what_no_argument_changes_is_not_solved():
+    assert _smallest(lambda at: 3.0, 1.0, 2.0) is None
+
+
+@pytest.mark.parametrize("initialization", ["megatron", "xavier", "gpt2"])
+def test_the_recommended_changes_meet_the_budget_and_hardly_less_does(initialization):
+    arch = replace(SMALL, initialization=initialization)
+    found = recommend(arch, 1.8, networks=8)
+    assert found.amplification > 1.8
+    assert worst(found.with_multiplier) <= 1.8
+    less = _multiplied(arch, 0.95 * found.embedding_multiplier)
+    assert worst(less) > 1.8
+    assert found.output_gain < 1 and worst(found.with_gain) <= 1.8
+    assert worst(_with_gain(arch, 1.05 * found.output_gain)) > 1.8
+    assert found.largest_depth is None or found.largest_depth < arch.num_layers
+    assert f"{found.embedding_multiplier:.4g}" in found.explanation and "ABOVE" in found.explanation
+
+
+def test_the_papers_two_requirements_are_told_apart():
+    vanilla, scaled = (recommend(replace(SMALL, embedding=e), 2.0, networks=8) for e in ("vanilla", "scaled"))
+    assert vanilla.small_sublayers.holds and not vanilla.large_shortcut.holds
+    assert scaled.small_sublayers.holds and scaled.large_shortcut.holds and scaled.output_gain == 1
+    large = recommend(replace(SMALL, embedding="unit", initialization="he"), 2.0, networks=8)
+    assert not large.small_sublayers.holds and large.large_shortcut.holds
+
+
+def test_a_stack_that_adds_nothing_stands_any_depth():
+    found = recommend(replace(SMALL, block="rezero"), 1.5, networks=4)
+    assert found.amplification == pytest.approx(1, abs=1e-3) and found.deeper and found.largest_depth == 48
+    assert "or more" in found.explanation
+
+
+def test_an_embedding_cannot_cure_norms_after_the_sum():
+    found = recommend(replace(SMALL, block="post_ln", initialization="xavier"), 1.05, networks=4)
+    assert found.embedding_multiplier is None and "No embedding multiplier" in found.explanation
+
+
+@pytest.mark.parametrize("budget", [1.0, 0.5, math.inf, math.nan])
+def test_a_budget_is_above_one(budget):
+    with pytest.raises(ValueError, match="max_amplification: must be a number above 1, got"):
+        recommend(SMALL, budget)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"initialization": "megatron", "embedding": "vanilla"},
+        {"initialization": "gpt2", "embedding": "vanilla", "positions": "learned"},
+        {"initialization": "lecun", "embedding": "unit", "num_kv_heads": 2, "activation": "swiglu", "d_ff": 1400},
+        {"initialization": "xavier", "embedding": "scaled", "block": "post_ln"},
+        {"initialization": "palm", "tied": True, "embedding": "vanilla", "logit_scale": 512**-0.5},
+    ],
+)
+def test_a_narrow_stand_in_has_the_wide_ones_propagation(fields):
+    wide = Architecture(
+        **{"num_layers": 6, "d_model": 512, "num_heads": 8, "seq_len": 16, "vocab_size": 1000, "norm_epsilon": 0.0}
+        | fields
+    )
+    narrow = proxy(wide, 256)
+    assert (narrow.d_model, narrow.d_head, narrow.num_layers) == (256, 64, 6)
+    one, other = predict(wide, networks=64), predict(narrow, networks=256)
+    np.testing.assert_allclose(other.shortcut_std, one.shortcut_std, rtol=0.03)
+    ratios = [p.gradient_norm / p.gradient_norm[-1] for p in (one, other)]
+    np.testing.assert_allclose(ratios[1], ratios[0], rtol=0.05)
+
+
+def test_a_narrow_stand_in_keeps_the_table_as_large_as_its_width_asks():
+    """The output's size is the multiplier's work: the table's std is the wide one's times the root of the widths."""
+    wide = Architecture(num_layers=2, d_model=2304, num_heads=24, embedding="vanilla")
+    narrow = proxy(wide, 96)
+    np.testing.assert_allclose(narrow.std("embedding"), wide.std("embedding") * (2304 / 96) ** 0.5)
+    np.testing.assert_allclose(predict(narrow).shortcut_std[0], predict(wide, networks=2).shortcut_std[0], rtol=0.01)

@@ -1,0 +1,252 @@
+"""What to change so that the gradient is not amplified by more than a budget, and which small model behaves the same.
+
+Where the gains of a block forward and backward agree, amplification^2 = 1 + (variance added) / sigma_0^2 (the topic
+`telescoping`). It gives the first guess for an embedding multiplier and for a gain on the residual outputs; `predict`
+then says what they really do, and the guess is corrected until it fits.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import sympy as sp
+
+from theory import notation as s
+from theory.architecture import Architecture
+from theory.conditions import SMALLEST_STD
+from theory.embedding import Embedding, embedding
+from theory.initialization import MATRIX_KINDS, Initialization, initialization
+from theory.propagation import Prediction, predict
+
+OUTPUTS = ("attention.output", "feed_forward.down")
+_CLOSE = 0.005  # relative, of what is solved for
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """One of the two requirements of arXiv 2312.16903: whether it holds, its number and the limit to that."""
+
+    holds: bool
+    number: float
+    limit: float
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """What `recommend` found. None stands for: no value of that would do.
+
+    amplification: predicted for the architecture as it is, largest gradient norm of any place over the last one's.
+    small_sublayers: the same of the stack behind an embedding of standard deviation 1, against the budget.
+    large_shortcut: standard deviation of the stream that enters block 1, against what the paper asks.
+    embedding_multiplier: smallest factor on the table's row that meets the budget, and `with_multiplier` the
+    architecture that has it. output_gain: largest factor, up to 1, on the standard deviations of the matrices that
+    write into the stream, and `with_gain`. largest_depth: most blocks within the budget, up to four times those there
+    are; `deeper` says whether that is only where the search ended.
+    """
+
+    arch: Architecture
+    max_amplification: float
+    amplification: float
+    small_sublayers: Requirement
+    large_shortcut: Requirement
+    embedding_multiplier: float | None
+    with_multiplier: Architecture | None
+    output_gain: float | None
+    with_gain: Architecture | None
+    largest_depth: int | None
+    deeper: bool
+
+    @property
+    def explanation(self) -> str:
+        """A page in plain words."""
+        return "\n".join(_explain(self))
+
+
+def recommend(arch: Architecture, max_amplification: float = 2.0, networks: int = 16) -> Recommendation:
+    """Judge `arch` and prescribe. networks: as for `predict`, which is called some 20 times; 16 leave 1 to 2 %.
+
+    Raises ValueError for a budget that is not above 1.
+    """
+    if not (math.isfinite(max_amplification) and max_amplification > 1):
+        raise ValueError(f"max_amplification: must be a number above 1, got {max_amplification!r}")
+
+    def amplification(changed: Architecture) -> float:
+        return _worst(predict(changed, networks=networks))
+
+    now = predict(arch, networks=networks)
+    worst = _worst(now)
+    added = max(now.shortcut_std[-1] ** 2 - now.shortcut_std[0] ** 2, 0.0)
+    at_one = amplification(_multiplied(arch, 1 / _table_std(arch)))
+    guess = math.sqrt(max(added, 1e-12) / (max_amplification**2 - 1)) / _table_std(arch)
+    multiplier = _smallest(lambda m: amplification(_multiplied(arch, m)), guess, max_amplification)
+    gain: float | None = 1.0
+    if worst > max_amplification:
+        first = math.sqrt((max_amplification**2 - 1) / (worst**2 - 1))
+        found = _smallest(lambda m: amplification(_with_gain(arch, 1 / m)), 1 / first, max_amplification)
+        gain = None if found is None else 1 / found
+    depth, deeper = _depth(arch, amplification, max_amplification)
+    return Recommendation(
+        arch,
+        max_amplification,
+        worst,
+        Requirement(
+            at_one <= max_amplification, at_one, max_amplification, "amplification behind an embedding of std 1"
+        ),
+        Requirement(
+            bool(now.shortcut_std[0] >= SMALLEST_STD), float(now.shortcut_std[0]), SMALLEST_STD,
+            "standard deviation of the stream that enters block 1",
+        ),
+        multiplier,
+        None if multiplier is None else _multiplied(arch, multiplier),
+        gain,
+        None if gain is None else _with_gain(arch, gain),
+        depth,
+        deeper,
+    )  # fmt: skip
+
+
+def proxy(arch: Architecture, d_model: int) -> Architecture:
+    """The architecture of that width with the propagation of `arch`: equal gains of every matrix, equal stream.
+
+    Each matrix keeps fan_in times its variance, the heads their width where it divides d_model, and the embedding's
+    output its standard deviation, by its multiplier: a smaller table instead would make Adam's relative step on it
+    large. Source: THEORY of the narrow stand-in, after arXiv 2312.16903. Raises ValueError as `Architecture` does.
+    """
+    heads = max(1, d_model // arch.d_head)
+    group = arch.num_heads // arch.kv_heads
+    small = replace(
+        arch,
+        d_model=d_model,
+        num_heads=heads,
+        num_kv_heads=max(1, heads // group) if heads % group == 0 else 1,
+        d_ff=max(1, round(arch.ff_width * d_model / arch.d_model)),
+    )
+    rules = {}
+    for kind in MATRIX_KINDS:
+        (wide_in, wide_out), (narrow_in, _) = arch.shape(kind), small.shape(kind)
+        inputs = {"embedding": (arch.d_model, d_model), "position": (1, 1)}.get(kind, (wide_in, narrow_in))
+        sizes = {s.d: arch.d_model, s.V: arch.vocab_size, s.fan_in: wide_in, s.fan_out: wide_out}
+        rules[kind] = arch.rule(kind).subs(sizes) * sp.sqrt(sp.Rational(*inputs))
+    name = initialization(arch.initialization).name
+    scheme = Initialization(f"{name}, as at width {arch.d_model}", rules["head"], rules, "theory.recommendation.proxy")
+    method = embedding(arch.embedding)
+    factor = arch.evaluate(method.multiplier) * math.sqrt(d_model / arch.d_model)
+    changed = replace(
+        method, name=f"{method.name}, as at width {arch.d_model}", multiplier=sp.Float(factor), table_std=None
+    )
+    scale = arch.logit_scale * (math.sqrt(arch.d_model / d_model) if arch.tied else 1.0)
+    return replace(small, initialization=scheme, embedding=changed, logit_scale=scale)
+
+
+def _worst(prediction: Prediction) -> float:
+    """Of any place, not of the first alone: behind a norm after the sum a large embedding hides at its own place."""
+    return float(prediction.gradient_norm.max() / prediction.gradient_norm[-1])
+
+
+def _table_std(arch: Architecture) -> float:
+    return float(arch.std("embedding")[0])
+
+
+def _multiplied(arch: Architecture, multiplier: float) -> Architecture:
+    """`arch` with that factor on the table's row, in place of its own multiplier or embedding norm."""
+    method = embedding(arch.embedding)
+    return replace(
+        arch,
+        embedding=Embedding(
+            f"times {multiplier:.4g}",
+            multiplier=sp.Float(multiplier),
+            gradient_share=method.gradient_share,
+            table_std=method.table_std,
+            source="recommended",
+        ),
+    )
+
+
+def _with_gain(arch: Architecture, gain: float) -> Architecture:
+    """`arch` with that factor on the standard deviation of the matrices that write into the stream."""
+    scheme = initialization(arch.initialization)
+    rules = dict(scheme.std) | {kind: scheme.rule(kind) * sp.Float(gain) for kind in OUTPUTS}
+    return replace(
+        arch,
+        initialization=Initialization(f"{scheme.name}, outputs times {gain:.4g}", scheme.default, rules, "recommended"),
+    )
+
+
+def _smallest(amplification: Callable[[float], float], guess: float, budget: float) -> float | None:
+    """Where an amplification that falls comes down to the budget, near the guess; None where it never does.
+
+    amplification^2 - 1 falls about as the square of the argument: a secant in logarithms, inside a bracket.
+    """
+    low, high, at = 0.0, math.inf, guess
+    for _ in range(12):
+        excess, wanted = amplification(at) ** 2 - 1, budget**2 - 1
+        low, high = (at, high) if excess > wanted else (low, at)
+        if high < math.inf and low > high * (1 - _CLOSE):
+            break
+        step = math.sqrt(max(excess, 1e-9) / wanted)
+        target = at * (step * (1 + _CLOSE / 2) if excess > wanted else max(step, 0.1) * (1 - _CLOSE / 2))
+        if not low < target < high:
+            target = math.sqrt(low * high) if low > 0 and high < math.inf else at * (4 if high == math.inf else 0.25)
+        if target > 1e6 * guess or target < 1e-6 * guess:
+            break
+        at = target
+    return high if high < math.inf else None
+
+
+def _depth(
+    arch: Architecture, amplification: Callable[[Architecture], float], budget: float
+) -> tuple[int | None, bool]:
+    """The most blocks within the budget, by bisection over powers and then between them."""
+    most = 4 * arch.num_layers
+
+    def fits(layers: int) -> bool:
+        return amplification(replace(arch, num_layers=layers)) <= budget
+
+    if not fits(1):
+        return None, False
+    low = 1
+    while low < most and fits(min(2 * low, most)):
+        low = min(2 * low, most)
+    if low == most:
+        return most, True
+    high = min(2 * low, most)
+    while high - low > max(1, high // 32):
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low, False
+
+
+def _explain(r: Recommendation) -> list[str]:
+    verdict = "within" if r.amplification <= r.max_amplification else "ABOVE"
+    lines = [
+        f"Largest gradient norm of any place over the last one's: {r.amplification:.3g}, {verdict} the budget of "
+        f"{r.max_amplification:g}.",
+        "",
+    ]
+    for name, requirement in (("small sub-layers", r.small_sublayers), ("large shortcut", r.large_shortcut)):
+        sign = "<=" if requirement is r.small_sublayers else ">="
+        holds = "holds" if requirement.holds else "FAILS"
+        lines.append(
+            f"{name:17} {holds}: {requirement.meaning} is {requirement.number:.3g} ({sign} {requirement.limit:g})"
+        )
+    lines.append("")
+    if r.embedding_multiplier is None:
+        lines.append("No embedding multiplier meets the budget: the sub-layers are too large, or a norm hides it.")
+    else:
+        std = r.embedding_multiplier * _table_std(r.arch)
+        lines.append(
+            f"Embedding multiplier: at least {r.embedding_multiplier:.4g} (standard deviation {std:.3g} after it)."
+        )
+    if r.output_gain is None:
+        lines.append("No gain on the residual outputs meets the budget.")
+    elif r.output_gain < 1:
+        lines.append(
+            f"Or: multiply the initial standard deviation of {' and '.join(OUTPUTS)} by at most {r.output_gain:.3g}."
+        )
+    if r.largest_depth is None:
+        lines.append("Depth: even one block is above the budget.")
+    else:
+        more = " or more" if r.deeper else ""
+        lines.append(f"Depth: the scheme as it is stands {r.largest_depth} blocks{more} (it has {r.arch.num_layers}).")
+    return lines
