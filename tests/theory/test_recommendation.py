@@ -61,7 +61,7 @@ def test_a_stack_that_adds_nothing_stands_any_depth():
 
 
 def test_an_embedding_cannot_cure_norms_after_the_sum():
-    found = recommend(replace(SMALL, block="post_ln", initialization="xavier"), 1.05, networks=4)
+    found = recommend(replace(SMALL, block="post_ln", initialization="he"), 1.1, networks=4)
     assert found.embedding_multiplier is None and "No embedding multiplier" in found.explanation
 
 
