@@ -23,14 +23,15 @@ def init(key: PRNGKeyArray, arch: Architecture, dtype: DTypeLike = jnp.float32) 
     def sample(kind: str) -> Float[Array, "..."]:
         std = jnp.asarray(arch.std(kind), dtype)
         kind_key = jax.random.fold_in(key, MATRIX_KINDS.index(kind))
-        shape, cutoff = arch.shape(kind), arch.truncation(kind)
+        shape: tuple[int, ...] = arch.shape(kind)
+        std = std[:, None, None] if "." in kind else std[0]
         if "." in kind:
-            shape, std = (arch.num_layers, *shape), std[:, None, None]
+            shape = (arch.num_layers, *shape)
+        cutoff = arch.truncation(kind)
         if cutoff is None:
             return jax.random.normal(kind_key, shape, dtype) * std
-        return jax.random.truncated_normal(kind_key, -cutoff, cutoff, shape, dtype) * (
-            std / float(truncated_std(cutoff))
-        )
+        nominal = std / float(truncated_std(cutoff))
+        return jax.random.truncated_normal(kind_key, -cutoff, cutoff, shape, dtype) * nominal
 
     def linear(kind: str) -> Linear:
         weight = sample(kind)
