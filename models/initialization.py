@@ -1,4 +1,4 @@
-"""Weights sampled from the symbolic rules of `theory.initialization`: Gaussian, independent, mean zero."""
+"""Weights sampled from the symbolic rules of `theory.initialization`: independent, mean zero, Gaussian or cut off."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from theory.activation import activation
 from theory.attention_scheme import attention_scheme
 from theory.block import block
 from theory.embedding import embedding
-from theory.initialization import MATRIX_KINDS
+from theory.initialization import MATRIX_KINDS, truncated_std
 
 
 def init(key: PRNGKeyArray, arch: Architecture, dtype: DTypeLike = jnp.float32) -> Transformer:
@@ -23,9 +23,15 @@ def init(key: PRNGKeyArray, arch: Architecture, dtype: DTypeLike = jnp.float32) 
     def sample(kind: str) -> Float[Array, "..."]:
         std = jnp.asarray(arch.std(kind), dtype)
         kind_key = jax.random.fold_in(key, MATRIX_KINDS.index(kind))
+        shape: tuple[int, ...] = arch.shape(kind)
+        std = std[:, None, None] if "." in kind else std[0]
         if "." in kind:
-            return jax.random.normal(kind_key, (arch.num_layers, *arch.shape(kind)), dtype) * std[:, None, None]
-        return jax.random.normal(kind_key, arch.shape(kind), dtype) * std[0]
+            shape = (arch.num_layers, *shape)
+        cutoff = arch.truncation(kind)
+        if cutoff is None:
+            return jax.random.normal(kind_key, shape, dtype) * std
+        nominal = std / float(truncated_std(cutoff))
+        return jax.random.truncated_normal(kind_key, -cutoff, cutoff, shape, dtype) * nominal
 
     def linear(kind: str) -> Linear:
         weight = sample(kind)

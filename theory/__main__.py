@@ -14,7 +14,7 @@ import tyro
 
 from theory.architecture import Architecture
 from theory.block import block
-from theory.command_line import ArchitectureFlags, architecture, run
+from theory.command_line import ArchitectureFlags, Preset, architecture, parse, run
 from theory.embedding import embedding
 
 
@@ -41,6 +41,7 @@ class Predict:
 
     arch: ArchitectureFlags = dataclasses.field(default_factory=ArchitectureFlags)
     """the model"""
+    preset: Preset = None
     batch_size: int = 8
     """sequences in the batch"""
     networks: int | None = None
@@ -55,6 +56,7 @@ class BoundOptions:
 
     arch: ArchitectureFlags = dataclasses.field(default_factory=ArchitectureFlags)
     """the model"""
+    preset: Preset = None
     method: str = "paper"
     """which bound: paper"""
     json: bool = False
@@ -67,6 +69,7 @@ class RecommendOptions:
 
     arch: ArchitectureFlags = dataclasses.field(default_factory=ArchitectureFlags)
     """the model"""
+    preset: Preset = None
     max_amplification: float = 2.0
     """budget: gradient norm of any place over that after the last block"""
     proxy_width: int | None = None
@@ -84,7 +87,6 @@ Command = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    options: Any = tyro.cli(Command, args=arguments, prog="python -m theory", description=__doc__)
     commands: dict[type, Callable[[Any], int]] = {
         List: _list,
         Derive: _derive,
@@ -92,7 +94,12 @@ def main(arguments: list[str] | None = None) -> int:
         BoundOptions: _bound,
         RecommendOptions: _recommend,
     }
-    return run(lambda: commands[type(options)](options))
+
+    def chosen() -> int:
+        options = parse(Command, arguments, "python -m theory", __doc__)
+        return commands[type(options)](options)
+
+    return run(chosen)
 
 
 def _list(_: List) -> int:
@@ -103,6 +110,8 @@ def _list(_: List) -> int:
     from theory.derivation import topics
     from theory.embedding import EMBEDDINGS
     from theory.initialization import INITIALIZATIONS
+    from theory.parameter_count import num_parameters
+    from theory.presets import PRESETS
 
     _section("topics (derive TOPIC)", topics().items())
     rows = []
@@ -110,6 +119,9 @@ def _list(_: List) -> int:
         rows.append((scheme.name, f"std {scheme.default}; {scheme.source}"))
         rows += [("", f"{kind}: {rule}") for kind, rule in scheme.std.items()]
     _section("initializations", rows)
+    _section(
+        "presets", ((r.name, f"{num_parameters(r.arch) / 1e9:.4g}e9 parameters; {r.source}") for r in PRESETS.values())
+    )
     _section("embeddings", ((e.name, e.source) for e in EMBEDDINGS.values()))
     _section("activations", ((a.name, a.source) for a in ACTIVATIONS.values()))
     _section("blocks", ((b.name, b.source) for b in BLOCKS.values()))

@@ -166,6 +166,12 @@ class Architecture:
             return table_std
         return initialization(self.initialization).rule(kind)
 
+    def truncation(self, kind: str) -> float | None:
+        """Where that kind's Gaussian is cut off, in nominal standard deviations; None: nowhere."""
+        if kind == "embedding" and embedding(self.embedding).table_std is not None:
+            return None
+        return initialization(self.initialization).truncation.get(kind)
+
     def std(self, kind: str) -> np.ndarray:
         """Standard deviation of the entries: float64[num_layers] for a block's matrix, float64[1] otherwise."""
         return _std(self, kind)
@@ -192,7 +198,8 @@ def _std(arch: Architecture, kind: str) -> np.ndarray:
         s.fan_out: fan_out,
     }
     std = _by_layer(arch.rule(kind).subs(sizes), arch.num_layers if "." in kind else 1)
-    if not np.all(np.isfinite(std) & (std > 0)):
+    zero = arch.rule(kind).is_zero is True  # an output matrix whose scheme says so
+    if not np.all(np.isfinite(std) & ((std > 0) | zero)):
         raise ValueError(f"initialization: the rule {arch.rule(kind)} for {kind} gives {std}, not a positive number")
     std.flags.writeable = False
     return std

@@ -87,6 +87,14 @@ BLOCKS = {
             "deep_scale_lm", shortcut=sp.sqrt(1 - 1 / (2 * N)), branch=1 / sp.sqrt(2 * N),
             source="Kedia et al., arXiv 2403.09635: a^2 + b^2 = 1, b^2 of order 1 / N; here 1 / (2N) [secondary]",
         ),
+        Block(
+            "depth_mup", branch=1 / sp.sqrt(N),
+            source="Yang et al., arXiv 2310.02244 [M]: branches over sqrt N; a factor, so that it scales updates too",
+        ),
+        Block(
+            "deepnorm_glm", pre_norm=False, post_norm=True, final_norm=False, shortcut=sp.sqrt(2 * N),
+            source="GLM-130B, arXiv 2210.02414 [P]: LN(a x + f(x)), a = (2N)^(1/2)",
+        ),
         Block("sub_ln", inner_norm=True, source="Magneto, arXiv 2210.06423: a second norm before each output matrix"),
         Block("no_norm", pre_norm=False, final_norm=False, source="x + f(x) without norms, the setting of Fixup"),
     )

@@ -9,15 +9,17 @@ import os
 import sys
 import typing
 from collections.abc import Callable
+from typing import Annotated, Any
 
 import tyro
 
 from theory.activation import ACTIVATIONS
-from theory.architecture import NORMS, POSITIONS, Architecture
+from theory.architecture import FIELD_NAMES, NORMS, POSITIONS, Architecture
 from theory.attention_scheme import ATTENTIONS
 from theory.block import BLOCKS
 from theory.embedding import EMBEDDINGS
 from theory.initialization import INITIALIZATIONS
+from theory.presets import PRESETS, preset
 
 _HELP = {
     "num_layers": "blocks N, each attention and feed-forward",
@@ -41,6 +43,11 @@ _HELP = {
 }
 
 
+Preset = Annotated[
+    str | None, tyro.conf.arg(help=f"recipe to start from, --arch flags change it: {', '.join(PRESETS)}")
+]
+
+
 def _flags() -> type:
     hints = typing.get_type_hints(Architecture)
     made = []
@@ -48,19 +55,35 @@ def _flags() -> type:
         kind = hints[field.name]
         if str in typing.get_args(kind):
             kind = str
-        annotated: typing.Any = typing.Annotated[
-            kind, tyro.conf.arg(help=_HELP.get(field.name, field.name.replace("_", " ")))
-        ]
+        annotated: Any = Annotated[kind, tyro.conf.arg(help=_HELP.get(field.name, field.name.replace("_", " ")))]
         made.append((field.name, annotated, dataclasses.field(default=field.default)))
     return dataclasses.make_dataclass("ArchitectureFlags", made, frozen=True, namespace={"__module__": __name__})
 
 
-ArchitectureFlags: typing.Any = _flags()
+ArchitectureFlags: Any = _flags()
 
 
 def architecture(flags: object) -> Architecture:
     """The Architecture that the flags describe. Raises ValueError as `Architecture` does."""
     return Architecture(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(Architecture)})
+
+
+def parse(command: Any, arguments: list[str] | None, prog: str, description: str | None) -> Any:
+    """The options of a command line; a `preset` among them gives the `arch` flags that are not given their defaults.
+
+    Raises ValueError for an unknown preset, and exits with status 2 for a wrong flag.
+    """
+    options = tyro.cli(command, args=arguments, prog=prog, description=description)
+    if getattr(options, "preset", None) is None:
+        return options
+    given = dataclasses.replace(options, arch=flags(preset(options.preset).arch))
+    return tyro.cli(command, args=arguments, prog=prog, description=description, default=given)
+
+
+def flags(arch: Architecture) -> Any:
+    """The flags that describe an Architecture of registered schemes, by their names."""
+    values = {name: getattr(arch, name) for name in FIELD_NAMES}
+    return ArchitectureFlags(**values | {"embedding": str(arch.embedding)})
 
 
 def run(main: Callable[[], int]) -> int:

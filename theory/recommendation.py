@@ -15,10 +15,9 @@ from theory import notation as s
 from theory.architecture import Architecture
 from theory.conditions import SMALLEST_STD
 from theory.embedding import Embedding, embedding
-from theory.initialization import MATRIX_KINDS, Initialization, initialization
+from theory.initialization import MATRIX_KINDS, OUTPUTS, Initialization, initialization
 from theory.propagation import Prediction, predict
 
-OUTPUTS = ("attention.output", "feed_forward.down")
 _CLOSE = 0.005  # relative, of what is solved for
 
 
@@ -128,8 +127,8 @@ def proxy(arch: Architecture, d_model: int) -> Architecture:
         inputs = {"embedding": (arch.d_model, d_model), "position": (1, 1)}.get(kind, (wide_in, narrow_in))
         sizes = {s.d: arch.d_model, s.V: arch.vocab_size, s.fan_in: wide_in, s.fan_out: wide_out}
         rules[kind] = arch.rule(kind).subs(sizes) * sp.sqrt(sp.Rational(*inputs))
-    name = initialization(arch.initialization).name
-    scheme = Initialization(f"{name}, as at width {arch.d_model}", rules["head"], rules, "theory.recommendation.proxy")
+    name, truncation = initialization(arch.initialization).name, dict(initialization(arch.initialization).truncation)
+    scheme = Initialization(f"{name}, as at width {arch.d_model}", rules["head"], rules, "proxy", truncation)
     method = embedding(arch.embedding)
     factor = arch.evaluate(method.multiplier) * math.sqrt(d_model / arch.d_model)
     changed = replace(
@@ -169,7 +168,9 @@ def _with_gain(arch: Architecture, gain: float) -> Architecture:
     rules = dict(scheme.std) | {kind: scheme.rule(kind) * sp.Float(gain) for kind in OUTPUTS}
     return replace(
         arch,
-        initialization=Initialization(f"{scheme.name}, outputs times {gain:.4g}", scheme.default, rules, "recommended"),
+        initialization=Initialization(
+            f"{scheme.name}, outputs times {gain:.4g}", scheme.default, rules, "recommended", dict(scheme.truncation)
+        ),
     )
 
 

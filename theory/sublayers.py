@@ -137,7 +137,8 @@ class _Attention:
         heads = Heads.draw(
             draws, tokens.rows, len(batch.weight), (groups, group, arch.d_head), (query, key, kept), variant
         )
-        scale = output if scheme.qkv_norm else value * output
+        linear = 1.0 if scheme.qkv_norm else value
+        scale = linear * output
         attention = heads.weights().attention
         if groups * group == arch.num_heads:
             rows = flat(attention @ heads.values) * np.float32(arch.num_heads**-0.5)
@@ -146,7 +147,7 @@ class _Attention:
             rows = rows @ wishart_root(draws, len(rows), rows.shape[-1], arch.kv_heads * arch.d_head)
         mixed, inner = rows @ rows.mT, None
         if arch.normed("inner", "attention"):
-            rows, inner = _inner_norm(arch, rows, arch.d_model, scale / output)
+            rows, inner = _inner_norm(arch, rows, arch.d_model, linear)
             scale = output
         return _Attention(tokens, mixed, heads, inner), rows * np.float32(np.sqrt(scale))
 

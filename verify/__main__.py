@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from theory.architecture import Architecture
-from theory.command_line import ArchitectureFlags, architecture, run
+from theory.command_line import ArchitectureFlags, Preset, architecture, parse, run
 from verify.training.optimizer import Optimizer
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class Init:
 
     arch: ArchitectureFlags = dataclasses.field(default_factory=ArchitectureFlags)
     """the model"""
+    preset: Preset = None
     batch_size: int = 8
     """sequences in the batch"""
     seeds: int = 8
@@ -62,6 +63,7 @@ class Train:
 
     arch: ArchitectureFlags = dataclasses.field(default_factory=lambda: ArchitectureFlags(num_layers=4, d_model=64))
     """the model"""
+    preset: Preset = None
     optimizer: OptimizerFlags = dataclasses.field(default_factory=OptimizerFlags)
     """AdamW"""
     rates: tuple[float, ...] = ()
@@ -117,9 +119,13 @@ Command = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    options: Any = tyro.cli(Command, args=arguments, prog="python -m verify", description=__doc__)
     commands: dict[type, Callable[[Any], int]] = {Init: _init, Train: _train, Report: _report}
-    return run(lambda: commands[type(options)](options))
+
+    def chosen() -> int:
+        options = parse(Command, arguments, "python -m verify", __doc__)
+        return commands[type(options)](options)
+
+    return run(chosen)
 
 
 def _init(options: Init) -> int:

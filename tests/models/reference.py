@@ -29,7 +29,7 @@ def _sequence(params, row, arch, multiplier, layer_norm):
     for layer in range(arch.num_layers):
         stream = _block(params.blocks, stream, layer, arch)
     head = table.T if params.head is None else np.asarray(params.head.weight, np.float64)
-    if arch.block not in ("post_ln", "deepnorm", "rezero", "no_norm"):
+    if arch.block not in ("post_ln", "deepnorm", "deepnorm_glm", "rezero", "no_norm"):
         stream = [_norm(x, params.final_norm, None, arch) for x in stream]
     return np.stack([x @ head * arch.logit_scale for x in stream])
 
@@ -55,8 +55,8 @@ def _block(block, stream, layer, arch):
         z = normed(stream, pre_attention or pre_feed_forward)
         both = zip(stream, attention(before_attention), feed_forward(z), strict=True)
         return [x + y + w for x, y, w in both]
-    if name in ("post_ln", "deepnorm"):
-        share = 1 if name == "post_ln" else (2 * depth) ** 0.25
+    if name in ("post_ln", "deepnorm", "deepnorm_glm"):
+        share = {"post_ln": 1, "deepnorm": (2 * depth) ** 0.25, "deepnorm_glm": (2 * depth) ** 0.5}[name]
         total = [share * x + y for x, y in zip(stream, attention(stream), strict=True)]
         stream = normed(total, block.attention_residual.post)
         total = [share * x + y for x, y in zip(stream, feed_forward(stream), strict=True)]
@@ -75,6 +75,8 @@ def _block(block, stream, layer, arch):
     shortcut, branches, damped = 1.0, [1.0, 1.0], 1.0
     if name == "deep_scale_lm":
         shortcut, branches = math.sqrt(1 - 1 / (2 * depth)), [math.sqrt(1 / (2 * depth))] * 2
+    if name == "depth_mup":
+        branches = [depth**-0.5] * 2
     if name == "layer_scale":
         branches = [np.asarray(r.branch, np.float64)[layer] for r in _residuals(block)]
     if name == "ln_scaling":

@@ -5,6 +5,8 @@ import sympy as sp
 
 from theory import notation as s
 from theory.conditions import embedding_std, feed_forward_excess, requirements, requirements_table
+from theory.embedding import EMBEDDINGS
+from theory.initialization import INITIALIZATIONS
 
 TABLE = {
     ("350M", 24, 1024): (26.3, 0.82, 0.52),
@@ -53,7 +55,7 @@ def test_verdicts(initialization: str, embedding: str, small: bool, large: bool)
 
 def test_limits_and_table() -> None:
     table = {(r.initialization, r.embedding): r for r in requirements_table()}
-    assert len(table) == 40
+    assert len(table) == len(INITIALIZATIONS) * len(EMBEDDINGS)
     assert table["megatron", "vanilla"].wide_std == 0
     assert table["megatron", "scaled"].wide_std == sp.sqrt(sp.Rational(2, 5))
     assert table["megatron", "scaled"].deep_excess == 0

@@ -15,8 +15,32 @@ SMALL = ["--arch.num-layers", "2", "--arch.d-model", "32", "--arch.seq-len", "8"
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     out = capsys.readouterr().out
-    for word in ("feed_forward_bound", "megatron", "scaled", "gelu_tanh", "rope"):
+    for word in ("feed_forward_bound", "megatron", "scaled", "gelu_tanh", "rope", "llama-65b"):
         assert word in out
+
+
+def test_a_preset_is_the_default_that_flags_override(capsys: pytest.CaptureFixture[str]) -> None:
+    """GPT-2's table is 0.02 and its positions 0.01; the sizes given win, also where they are the plain defaults."""
+    small = ["--arch.num-layers", "2", "--arch.d-model", "32", "--arch.num-heads", "4", "--arch.seq-len", "64"]
+    std = {}
+    for more in ((), ("--arch.embedding", "scaled"), ("--arch.positions", "rope", "--arch.initialization", "megatron")):
+        for order in (
+            ["bound", "--preset", "gpt2-small", *small, *more],
+            ["bound", *small, *more, "--preset=gpt2-small"],
+        ):
+            assert main([*order, "--json"]) == 0
+            std[more] = json.loads(capsys.readouterr().out)["shortcut_std"]
+            assert len(std[more]) == 5
+    plain, scaled, megatron = std.values()
+    # at this width the stream's own spread is 1 / sqrt(32 x 50257 ...): the ensemble's error, some per cent
+    assert plain[0] == pytest.approx((0.02**2 + 0.01**2) ** 0.5, rel=0.1)
+    assert scaled[0] == pytest.approx((0.02**2 * 32 + 0.01**2) ** 0.5, rel=0.1)
+    assert megatron[0] == pytest.approx((2 / 160) ** 0.5, rel=0.1)
+
+
+def test_an_override_may_make_a_preset_impossible(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bound", "--preset", "gpt2-xl", "--arch.num-heads", "7"]) == 2
+    assert capsys.readouterr().err.startswith("error: num_heads: d_model = 1600 is not divisible by 7")
 
 
 @pytest.mark.parametrize("format", ["text", "markdown", "latex", "mathml"])
@@ -37,6 +61,7 @@ def test_tables_and_json(capsys: pytest.CaptureFixture[str], command: str) -> No
     ("arguments", "line"),
     [
         (["derive", "nope"], "error: topic: unknown value 'nope'; choose one of"),
+        (["predict", "--preset", "gpt5"], "error: preset: unknown value 'gpt5'; choose one of gpt2-small, gpt2-medium"),
         (["bound", "--arch.num-heads", "5"], "error: num_heads: d_model = 128 is not divisible by 5"),
         (["bound", "--arch.initialization", "best"], "error: initialization: unknown value 'best'; choose one of"),
         (["bound", *SMALL, "--method", "guess"], "error: method: unknown value 'guess'; choose one of paper"),

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from verify.__main__ import main
-from verify.sweeps import lanes
+from verify.sweeps import lanes, store
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,8 @@ from verify.sweeps import lanes
             "error: corpus: unknown value 'books'; choose one of stdlib, zipf, or text:PATH",
         ),
         (["report", "--arch.vocab-size", "100"], "error: vocab_size: 'stdlib' is read as bytes and needs 256 words"),
+        (["train", "--preset", "gpt5"], "error: preset: unknown value 'gpt5'; choose one of gpt2-small, gpt2-medium"),
+        (["init", "--preset", "gpt2-xl", "--arch.num-heads", "7"], "error: num_heads: d_model = 1600 is not divisible"),
         (["init", "--seeds", "0"], "error: seeds: must be at least 1"),
     ],
 )
@@ -62,6 +64,16 @@ def test_train_keeps_its_runs(tmp_path, capsys):
     assert main(arguments) == 0
     assert files == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert "finished at step 4" in capsys.readouterr().out
+
+
+def test_train_starts_from_a_preset(tmp_path):
+    sizes = "--arch.num-layers 1 --arch.d-model 8 --arch.num-heads 2 --arch.d-ff 16 --arch.seq-len 8 --steps 1"
+    words = ["--arch.vocab-size", "256", "--corpus", "zipf", "--out", str(tmp_path)]
+    assert main(["train", "--preset", "olmo2-7b", *sizes.split(), *words]) == 0
+    (kept,) = tmp_path.iterdir()
+    config = str(store.load(kept).attrs)
+    for value in ("olmo2", "output_norm", "swiglu", "rms_norm", "qk_norm"):
+        assert value in config
 
 
 def test_init_agrees_and_disagrees_by_its_tolerance(capsys):
