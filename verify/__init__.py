@@ -1,5 +1,5 @@
 """Measure, train and judge: autodiff against prediction, training runs, spike metrics, claims, the report."""
 
-from verify.measurement import Measurement, compare, measure
+from verify.measurement import Certificate, Measurement, certify, compare, measure
 
-__all__ = ["Measurement", "compare", "measure"]
+__all__ = ["Certificate", "Measurement", "certify", "compare", "measure"]

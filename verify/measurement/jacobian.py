@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 import models
-from models.parameters import Block
+from models.parameters import Block, Transformer
 from models.transformer import Factors, add, embed, factors_of
 from theory import Architecture
 from theory.block import block as block_scheme
@@ -37,13 +37,28 @@ def _norms(key: PRNGKeyArray, arch: Architecture, iterations: int, blocks: int |
     weights_key, tokens_key, start_key = jax.random.split(key, 3)
     params = models.init(weights_key, arch)
     tokens: Int[Array, "1 seq"] = jax.random.randint(tokens_key, (1, arch.seq_len), 0, arch.vocab_size)
-    start = jax.random.normal(start_key, (1, arch.seq_len, arch.d_model))
+    start = jax.random.normal(start_key, (arch.seq_len, arch.d_model))
+    return addition_norms(params, tokens, start, arch, iterations, blocks)[1][:, 0]
 
-    def norm(sublayer: Callable[..., Array], x: Float[Array, "1 seq d"]) -> Float[Array, " 2"]:
+
+def addition_norms(
+    params: Transformer,
+    tokens: Int[Array, "batch seq"],
+    start: Float[Array, "seq d"],
+    arch: Architecture,
+    iterations: int,
+    blocks: int | None = None,
+) -> tuple[Float[Array, "sublayers batch seq d"], Float[Array, "sublayers batch 2"]]:
+    """The stream that enters each residual addition, and the norm of the addition's Jacobian for every sequence.
+
+    The norm after the last two iterations of the power method from `start`. blocks: only that many from the input.
+    """
+
+    def norm(sublayer: Callable[..., Array], x: Float[Array, "seq d"]) -> Float[Array, " 2"]:
         _, forward = jax.linearize(sublayer, x)
         backward = jax.linear_transpose(forward, x)
 
-        def iterate(direction: Float[Array, "1 seq d"], _: None) -> tuple[Float[Array, "1 seq d"], Float[Array, ""]]:
+        def iterate(direction: Float[Array, "seq d"], _: None) -> tuple[Float[Array, "seq d"], Float[Array, ""]]:
             (image,) = backward(forward(direction))
             size = jnp.linalg.norm(image.reshape(-1))
             return image / size, jnp.sqrt(size)
@@ -54,19 +69,22 @@ def _norms(key: PRNGKeyArray, arch: Architecture, iterations: int, blocks: int |
     additions = block_scheme(arch.block).additions
 
     def block(
-        x: Float[Array, "1 seq d"], layer: tuple[Block, Factors]
-    ) -> tuple[Float[Array, "1 seq d"], Float[Array, "additions 2"]]:
+        x: Float[Array, "batch seq d"], layer: tuple[Block, Factors]
+    ) -> tuple[
+        Float[Array, "batch seq d"], tuple[Float[Array, "additions batch seq d"], Float[Array, "additions batch 2"]]
+    ]:
         weights, factors = layer
-        sizes = []
+        streams, sizes = [], []
         for parts in additions:
 
-            def addition(x: Float[Array, "1 seq d"], parts: tuple[str, ...] = parts) -> Float[Array, "1 seq d"]:
-                return add(weights, x, arch, factors, parts)[0]
+            def addition(x: Float[Array, "seq d"], parts: tuple[str, ...] = parts) -> Float[Array, "seq d"]:
+                return add(weights, x[None], arch, factors, parts)[0][0]
 
-            sizes.append(norm(addition, x))
-            x = addition(x)
-        return x, jnp.stack(sizes)
+            streams.append(x)
+            sizes.append(jax.vmap(partial(norm, addition))(x))
+            x = jax.vmap(addition)(x)
+        return x, (jnp.stack(streams), jnp.stack(sizes))
 
     first_blocks = jax.tree.map(lambda leaf: leaf[:blocks], (params.blocks, factors_of(arch, start.dtype)))
-    _, sizes = jax.lax.scan(block, embed(params, tokens, arch), first_blocks)
-    return sizes.reshape(-1, 2)
+    _, (streams, sizes) = jax.lax.scan(block, embed(params, tokens, arch), first_blocks)
+    return streams.reshape(-1, *streams.shape[2:]), sizes.reshape(-1, *sizes.shape[2:])
