@@ -53,7 +53,9 @@ class BoundOptions:
     arch: ArchitectureFlags = dataclasses.field(default_factory=ArchitectureFlags)
     """the model"""
     method: str = "paper"
-    """which bound: paper"""
+    """which bound: paper (in expectation), high_probability"""
+    probability: float = 0.99
+    """with which high_probability holds, for all sub-layers at once"""
     json: bool = False
     """print JSON instead of columns"""
 
@@ -130,7 +132,7 @@ def _predict(options: Predict) -> int:
 def _bound(options: BoundOptions) -> int:
     from theory.bounds import bound
 
-    result = bound(architecture(options.arch), method=options.method)
+    result = bound(architecture(options.arch), method=options.method, probability=options.probability)
     if options.json:
         return _json(result)
     print(f"{'place':<8}{'sub-layer':<22}{'shortcut_std':<16}bound_sublayer")
