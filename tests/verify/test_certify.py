@@ -11,9 +11,10 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import models
-from theory import Activation, Architecture
+from theory import Activation, Architecture, bound
 from theory.activation import u
 from verify import certify
+from verify.measurement.jacobian import sublayer_jacobian_norms
 
 # every block, attention, activation, norm and position code; all shapes of one architecture share a compilation
 _ARCHITECTURES = [
@@ -189,3 +190,11 @@ def test_overflow_is_refused():
     arch = _ARCHITECTURES[11]
     with pytest.raises(ValueError, match="model: float64 overflows at place"):
         certify((_weights(arch, 0, 1e30), arch), np.zeros((1, 3), int))
+
+
+@pytest.mark.parametrize("block", ["pre_ln", "post_ln"])
+def test_the_high_probability_bound_is_above_every_seeds_norms(block):
+    arch = Architecture(num_layers=2, d_model=32, num_heads=2, vocab_size=64, seq_len=8, block=block, embedding="unit")
+    norms, _ = sublayer_jacobian_norms(arch, seeds=40)
+    broken = np.mean(np.any(norms > bound(arch, "high_probability", 0.9).sublayer, axis=1))
+    assert broken <= 0.1
