@@ -59,7 +59,7 @@ class Addition:
         """The expressions as one function of arrays nu, rho, gamma, n, N, epsilon."""
         tables = dual_tables(activation(self.arch.activation))
         function = sp.lambdify(ARGUMENTS, list(expressions), modules=[tables, "numpy"], cse=True)
-        return lambda *values: [np.asarray(value, np.float64) for value in function(*values)]
+        return lambda *values: [np.asarray(value, np.float64) for value in function(*map(np.float64, values))]
 
 
 @dataclass(frozen=True)

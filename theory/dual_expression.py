@@ -5,6 +5,7 @@ its Hermite series in rho (Daniely et al., arXiv 1602.05897), the coefficients f
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -23,38 +24,48 @@ def dual_expression(scheme: Activation, q: sp.Expr, rho: sp.Expr) -> tuple[sp.Ex
     Where there is a closed form the second is the first's derivative by the covariance (Price's theorem). Otherwise
     terms hermite_value(k, q) rho^k, to which `dual_tables` gives numbers; the last holds all higher ones.
     """
-    function = scheme.function
-    if function not in [ACTIVATIONS[name].function for name in ("identity", "relu", "gelu")]:
+    if (slopes := kinked_line(scheme)) is not None:
+        left, right = slopes
+        same_sign = (sp.pi - sp.acos(rho)) / (2 * sp.pi)
+        relu = sp.sqrt(1 - rho**2) / (2 * sp.pi) + rho * same_sign
+        return tuple(left * right * x + (right - left) ** 2 * y for x, y in ((q * rho, q * relu), (1, same_sign)))  # type: ignore[return-value]
+    if scheme.function != ACTIVATIONS["gelu"].function:
         return tuple(sum(f(k, q) * rho**k for k in range(TERMS + 1)) for f in (_VALUE, _SLOPE))  # type: ignore[return-value]
     size, c = sp.Symbol("q", positive=True), sp.Symbol("c", real=True)
-    if function == ACTIVATIONS["identity"].function:
-        dual, slope = c, sp.S.One
-    elif function == ACTIVATIONS["relu"].function:
-        same_sign = (sp.pi - sp.acos(rho)) / (2 * sp.pi)
-        return q * (sp.sqrt(1 - rho**2) / (2 * sp.pi) + rho * same_sign), same_sign
-    else:
-        density = 1 / (2 * sp.pi * sp.sqrt((1 + size) ** 2 - c**2))
-        both = sp.Rational(1, 4) + sp.asin(c / (1 + size)) / (2 * sp.pi)
-        dual = c * both + density * (size**2 + c**2 * (1 - size) / (1 + size))
-        slope = sp.diff(dual, c)
+    density = 1 / (2 * sp.pi * sp.sqrt((1 + size) ** 2 - c**2))
+    both = sp.Rational(1, 4) + sp.asin(c / (1 + size)) / (2 * sp.pi)
+    dual = c * both + density * (size**2 + c**2 * (1 - size) / (1 + size))
     put = {size: q, c: q * rho}
-    return dual.xreplace(put), slope.xreplace(put)
+    return dual.xreplace(put), sp.diff(dual, c).xreplace(put)
 
 
 def mean_expression(scheme: Activation, q: sp.Expr) -> sp.Expr:
     """E[F(u)] for a Gaussian of mean zero and variance q."""
-    if scheme.function == ACTIVATIONS["identity"].function:
-        return sp.S.Zero
-    if scheme.function == ACTIVATIONS["relu"].function:
-        return sp.sqrt(q / (2 * sp.pi))
+    if (slopes := kinked_line(scheme)) is not None:
+        return (slopes[1] - slopes[0]) * sp.sqrt(q / (2 * sp.pi))
     if scheme.function == ACTIVATIONS["gelu"].function:
         return q / sp.sqrt(2 * sp.pi * (1 + q))
     return _MEAN(q)
 
 
-def slopes_at_infinity(scheme: Activation) -> tuple[sp.Expr, sp.Expr]:
-    """lim F(u) / u at minus and at plus infinity: a large input sees this kinked line."""
-    return sp.limit(scheme.function / u, u, -sp.oo), sp.limit(scheme.function / u, u, sp.oo)
+def kinked_line(scheme: Activation) -> tuple[sp.Expr, sp.Expr] | None:
+    """Slopes left and right of 0 of an activation that is a line on either side; None for any other."""
+    function = scheme.function
+    left, right = -function.subs(u, -1), function.subs(u, 1)
+    far = [function.subs(u, x) == x * (right if x > 0 else left) for x in (sp.Rational(1, 7), 3, -sp.Rational(1, 7), -3)]
+    return (left, right) if all(far) else None
+
+
+def tangent_at_zero(scheme: Activation) -> Activation:
+    """What a small input sees: the line F'(0) u."""
+    return replace(scheme, name=f"{scheme.name}, small input", function=sp.simplify(scheme.derivative.subs(u, 0)) * u)
+
+
+def line_at_infinity(scheme: Activation) -> Activation:
+    """What a large input sees: the line lim F(u) / u on either side."""
+    left, right = (sp.limit(scheme.function / u, u, end) for end in (-sp.oo, sp.oo))
+    function = sp.Piecewise((left * u, u < 0), (right * u, True))
+    return replace(scheme, name=f"{scheme.name}, large input", function=function)
 
 
 def dual_tables(scheme: Activation) -> Tables:

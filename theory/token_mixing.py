@@ -39,6 +39,13 @@ class TokenMixing:
         """The same of A^T g, for gradients g of variance 1 and correlation gamma."""
         return self._map(gamma, self.row_square, self.column_square)
 
+    @property
+    def kept(self) -> sp.Expr:
+        """The gradients' correlation that `backward` keeps, where rows sum to 1: 1/2 for uniform causal averaging."""
+        if self.column_square == self.participation:  # one token
+            return sp.S.Zero
+        return (1 - self.participation) / (self.column_square - self.participation)
+
     def _map(self, rho: sp.Expr, across: sp.Expr, along: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
         own, pairs = self.participation, max(self.length - 1, 1)
         mean = own * (1 - rho) + along * rho
@@ -46,7 +53,7 @@ class TokenMixing:
 
 
 def token_mixing(arch: Architecture) -> TokenMixing:
-    """Of `arch`'s attention where all logits before ALiBi's bias are 0: exact fractions, or floats."""
+    """Of `arch`'s attention where all logits before ALiBi's bias are 0; uniform attention's are exact."""
     length, scheme = arch.seq_len, attention_scheme(arch.attention)
     if arch.positions != "alibi" and scheme.clip is None:
         own = sp.harmonic(length) / length
@@ -58,10 +65,15 @@ def token_mixing(arch: Architecture) -> TokenMixing:
     if scheme.clip is not None:
         low, high = scheme.clip
         weights = np.where(distance >= 0, np.clip((high - low) * weights + low, 0, 1), 0)
-    squares = (
-        weights**2, weights.sum(axis=1) ** 2, weights.sum(axis=2) ** 2, weights.sum(axis=(1, 2)) ** 2
+    own, column, row, total = (
+        sp.Rational(float(square.sum() / len(slopes) / length))
+        for square in (
+            weights**2, weights.sum(axis=1) ** 2, weights.sum(axis=2) ** 2, weights.sum(axis=(1, 2)) ** 2
+        )
     )  # fmt: skip
-    return TokenMixing(*(sp.Float(square.sum() / len(slopes) / length) for square in squares), length)
+    if scheme.clip is None:  # rows sum to 1
+        row, total = sp.S.One, sp.Integer(length)
+    return TokenMixing(own, column, row, total, length)
 
 
 @topic("Uniform causal attention on equally correlated tokens")
