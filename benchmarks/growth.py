@@ -31,14 +31,15 @@ HEADER = (
 
 def derived(found: Growth) -> str:
     """The class with its exponent or rate."""
-    return {
+    classes = {
         "constant": "constant",
         "logarithm": f"(log N)^{found.exponent:.2f}",
         "power": f"N^{found.exponent:.2f}",
         "exponential": f"exp({found.rate:.4f} N)",
         "stretched exponential": f"exp({found.rate:.4f} N^{found.exponent:g})",
         "double exponential": "double exponential",
-    }[found.kind]
+    }
+    return classes[found.kind] + ("" if found.flat_logits else " (score path left out)")
 
 
 def row(arch: Architecture, seeds: int) -> str:
@@ -49,10 +50,11 @@ def row(arch: Architecture, seeds: int) -> str:
     span = np.log(DEPTHS[-1] / DEPTHS[-2])
     slopes = (logs[-1] - logs[-2]) / span
     closed = [np.log(closed_form(replace(arch, num_layers=depth)).amplification) for depth in DEPTHS]
+    found = growth(arch)
     error = 2 * slopes.std(ddof=1) / np.sqrt(seeds)
     medians = (f"{np.exp(log.mean()):.3g}" for log in logs)
     return (
-        f"| {arch.block} | {arch.initialization} | {arch.embedding} | {derived(growth(arch))} | {' | '.join(medians)} | "
+        f"| {arch.block} | {arch.initialization} | {arch.embedding} | {derived(found)} | {' | '.join(medians)} | "
         f"{slopes.mean():.3f} ± {error:.3f} | {(closed[-1] - closed[-2]) / span:.3f} |"
     )
 

@@ -1,4 +1,4 @@
-"""The command line of the theory: python -m theory list | derive TOPIC | predict | bound.
+"""The command line of the theory: python -m theory list | derive TOPIC | predict | bound | growth.
 
 Exit status 0: done; 1: a check failed; 2: wrong usage, with one line that names the field, the value and the choices.
 """
@@ -58,18 +58,29 @@ class BoundOptions:
     """print JSON instead of columns"""
 
 
+@dataclasses.dataclass(frozen=True)
+class GrowthOptions:
+    """How the gradient amplification grows with depth, for every block with this model's other settings."""
+
+    arch: ArchitectureFlags = dataclasses.field(default_factory=ArchitectureFlags)
+    """the model; its block and num_layers play no role"""
+
+
 Command = (
     Annotated[List, tyro.conf.subcommand("list")]
     | Annotated[Derive, tyro.conf.subcommand("derive")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[BoundOptions, tyro.conf.subcommand("bound")]
+    | Annotated[GrowthOptions, tyro.conf.subcommand("growth")]
 )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options: Any = tyro.cli(Command, args=arguments, prog="python -m theory", description=__doc__)
-    commands: dict[type, Callable[[Any], int]] = {List: _list, Derive: _derive, Predict: _predict, BoundOptions: _bound}
+    commands: dict[type, Callable[[Any], int]] = {
+        List: _list, Derive: _derive, Predict: _predict, BoundOptions: _bound, GrowthOptions: _growth
+    }  # fmt: skip
     return run(lambda: commands[type(options)](options))
 
 
@@ -137,6 +148,19 @@ def _bound(options: BoundOptions) -> int:
     for place, value in enumerate(result.sublayer):
         print(f"{place:<8}{_sublayer(place):<22}{result.shortcut_std[place]:<16.6g}{value:.6g}")
     print(f"\nbound_product  10^{result.log10_product:.4g}")
+    return 0
+
+
+def _growth(options: GrowthOptions) -> int:
+    from theory.block import BLOCKS
+    from theory.growth import growth
+
+    arch = architecture(options.arch)
+    print(f"{'block':<16}{'growth':<24}{'exponent':<12}{'rate':<12}derived from")
+    for name in BLOCKS:
+        found = growth(dataclasses.replace(arch, block=name))
+        note = "" if found.flat_logits else "; the score path, here not small, is left out"
+        print(f"{name:<16}{found.kind:<24}{found.exponent:<12.4g}{found.rate:<12.4g}{found.topic}{note}")
     return 0
 
 

@@ -87,22 +87,20 @@ def closed_form(arch: Architecture) -> ClosedForm:
     has such moments for pre-LN. Numbers that leave float64 come out as inf. The head counts as untied.
     """
     steps = additions(arch)
-    variance, correlation = initial(arch)
-    stream, number = [(variance, correlation)], len(steps)
+    stream, number = [initial(arch)], len(steps)
     with np.errstate(all="ignore"):
         for place in range(arch.num_sublayers):
             variance, correlation = steps[place % number].forward(
-                variance, correlation, 0.0, place // number + 1, arch.num_layers, arch.norm_epsilon
+                *stream[-1], 0.0, place // number + 1, arch.num_layers, arch.norm_epsilon
             )
-            correlation = np.clip(correlation, 0.0, 1.0)
-            stream.append((float(variance), float(correlation)))
+            stream.append((float(variance), float(np.clip(correlation, 0.0, 1.0))))
         gamma, log_square = upstream_correlation(arch, *stream[-1]), 0.0
         gradient = [(log_square, gamma)]
         for place in reversed(range(arch.num_sublayers)):
-            grown, gamma = steps[place % number].backward(
+            grown, before = steps[place % number].backward(
                 *stream[place], gamma, place // number + 1, arch.num_layers, arch.norm_epsilon
             )
-            gamma, log_square = float(np.clip(gamma, -1.0, 1.0)), log_square + float(np.log(grown))
+            gamma, log_square = float(np.clip(before, -1.0, 1.0)), log_square + float(np.log(grown))
             gradient.append((log_square, gamma))
         variances, correlations = np.array(stream).T
         logs, gammas = np.array(gradient[::-1]).T
@@ -144,9 +142,7 @@ def gain(arch: Architecture, *kinds: str) -> sp.Expr:
     product = sp.S.One
     for kind in kinds:
         fan_in, fan_out = arch.shape(kind)
-        rule = arch.rule(kind).subs(
-            {s.fan_in: fan_in, s.fan_out: fan_out, s.d: arch.d_model, s.V: arch.vocab_size}
-        )
+        rule = arch.rule(kind).subs({s.fan_in: fan_in, s.fan_out: fan_out, s.d: arch.d_model, s.V: arch.vocab_size})
         product *= fan_in * rule**2
     return sp.simplify(product)
 

@@ -28,9 +28,9 @@ def dual_expression(scheme: Activation, q: sp.Expr, rho: sp.Expr) -> tuple[sp.Ex
         left, right = slopes
         same_sign = (sp.pi - sp.acos(rho)) / (2 * sp.pi)
         relu = sp.sqrt(1 - rho**2) / (2 * sp.pi) + rho * same_sign
-        return tuple(left * right * x + (right - left) ** 2 * y for x, y in ((q * rho, q * relu), (1, same_sign)))  # type: ignore[return-value]
+        return tuple(left * right * x + (right - left) ** 2 * y for x, y in ((q * rho, q * relu), (1, same_sign)))
     if scheme.function != ACTIVATIONS["gelu"].function:
-        return tuple(sum(f(k, q) * rho**k for k in range(TERMS + 1)) for f in (_VALUE, _SLOPE))  # type: ignore[return-value]
+        return tuple(sum(f(k, q) * rho**k for k in range(TERMS + 1)) for f in (_VALUE, _SLOPE))
     size, c = sp.Symbol("q", positive=True), sp.Symbol("c", real=True)
     density = 1 / (2 * sp.pi * sp.sqrt((1 + size) ** 2 - c**2))
     both = sp.Rational(1, 4) + sp.asin(c / (1 + size)) / (2 * sp.pi)
@@ -52,7 +52,9 @@ def kinked_line(scheme: Activation) -> tuple[sp.Expr, sp.Expr] | None:
     """Slopes left and right of 0 of an activation that is a line on either side; None for any other."""
     function = scheme.function
     left, right = -function.subs(u, -1), function.subs(u, 1)
-    far = [function.subs(u, x) == x * (right if x > 0 else left) for x in (sp.Rational(1, 7), 3, -sp.Rational(1, 7), -3)]
+    far = [
+        function.subs(u, x) == x * (right if x > 0 else left) for x in (sp.Rational(1, 7), 3, -sp.Rational(1, 7), -3)
+    ]
     return (left, right) if all(far) else None
 
 

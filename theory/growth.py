@@ -32,7 +32,9 @@ class Growth:
     kind: one of KINDS. exponent: of N (power), of log N (logarithm), or p in exp(rate N^p); 0 for a constant. rate: per
     block^p, of an exponential; 0 otherwise. expression: the behaviour in N and sigma_0 up to a constant factor; of a
     constant, what the gains at the fixed point give, from which tokens that are not yet alike differ (`closed_form`
-    has the number). token_correlation: the fixed point. topic: the derivation.
+    has the number). token_correlation: the fixed point. topic: the derivation. flat_logits: False where queries and
+    keys see a stream that no norm bounds, so that their logits grow with it: the score path, which the class leaves
+    out, is then not small (measured for "output_norm": a slope near 3 at 64 to 256 layers where this says 0.5).
     """
 
     kind: str
@@ -42,6 +44,7 @@ class Growth:
     explanation: str
     topic: str
     token_correlation: float
+    flat_logits: bool = True
 
 
 def growth(arch: Architecture) -> Growth:
@@ -50,9 +53,17 @@ def growth(arch: Architecture) -> Growth:
     Source: the recursion of `theory.closed_form` in its deep limit; flat logits or a fixed point of 1. Raises
     ValueError as `Architecture` does.
     """
+    bounded = arch.normed("pre", "attention") or arch.normed("post", "attention")
+    flat = bounded or bool(attention_scheme(arch.attention).normed) or block(arch.block).branch.is_zero
+    return replace(_growth(arch), flat_logits=bool(flat))
+
+
+def _growth(arch: Architecture) -> Growth:
     scheme = block(arch.block)
     if scheme.branch.is_zero:
-        return Growth("constant", 0.0, 0.0, sp.S.One, "branches start at 0: the stack is the identity", "growth", 0.0)
+        return Growth(
+            "constant", 0.0, 0.0, sp.S.One, "branches start at 0: the stack is the identity", "no_norm_growth", 0.0
+        )
     deep = _deep(arch)
     steps = additions(deep)
     rho, gamma = _fixed_point(deep, steps)
@@ -60,7 +71,9 @@ def growth(arch: Architecture) -> Growth:
     fixed, shortcut = float(rho), scheme.shortcut**2
     if deep.normed("post", "attention"):
         ratios = [(shortcut + back) / (shortcut + forth) for forth, back in gains]
-        return _exponential(ratios, fixed, "post_norm_growth", "each sum is normed: gains multiply, backward over forward")
+        return _exponential(
+            ratios, fixed, "post_norm_growth", "each sum is normed: gains multiply, backward over forward"
+        )
     if not all(_blind(deep, part) for step in steps for part in step.parts):
         return _without_norms(arch, [shortcut + back for _, back in gains], fixed)
     limit = sp.limit(shortcut, s.N, sp.oo)
@@ -129,7 +142,7 @@ def _fixed_point(arch: Architecture, steps: tuple[Addition, ...]) -> tuple[sp.Ex
 
 
 def _gains(step: Addition, rho: sp.Expr, gamma: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
-    """Variance that an addition writes and what it adds to the squared gradient, a stream of variance 1, at a fixed point."""
+    """Variance an addition writes into a stream of variance 1 and what it adds to the squared gradient, at rho, gamma."""
     tables = dual_tables(activation(step.arch.activation))
     found = []
     for i in (0, 2):

@@ -25,8 +25,8 @@ MULTIPLICATIVE_GROWTH = (1 + _BETA) ** s.N
 @topic("Growth where every block writes the same variance: a power")
 def additive_growth() -> tuple[Step, ...]:
     """Pre-LN without a depth factor, and norms on the output. Squared gradient growth; the amplification is its root:
-    N^(kappa / 2), and exactly sqrt(1 + N w / sigma_0^2) where beta = w (identity, ReLU). Where all blocks together write
-    c, it tends to (1 + c / sigma_0^2)^(kappa / 2). N stands for a real number in the limits."""
+    N^(kappa / 2), and exactly sqrt(1 + N w / sigma_0^2) where beta = w (identity, ReLU). Where all blocks together
+    write c, it tends to (1 + c / sigma_0^2)^(kappa / 2). N stands for a real number in the limits."""
     x = sp.Symbol("x", positive=True)
     next_growth = ADDITIVE_GROWTH.subs(s.N, s.N + 1)
     small = {_W: _W / s.N, _BETA: _BETA / s.N}
@@ -69,8 +69,8 @@ def additive_growth() -> tuple[Step, ...]:
 
 @topic("Growth where block n writes a variance of order 1 / n: a logarithm")
 def harmonic_growth() -> tuple[Step, ...]:
-    """LayerNorm scaling: the amplification is of order (log N)^(kappa / 2). A smooth activation's input shrinks with n, so
-    that it acts as the line F'(0) u, whose gains agree: kappa = 1."""
+    """LayerNorm scaling: the amplification is of order (log N)^(kappa / 2). A smooth activation's input shrinks with n,
+    so that it acts as the line F'(0) u, whose gains agree: kappa = 1."""
     return (
         Step(
             equation(HARMONIC.subs(s.N, s.N + 1).rewrite(sp.digamma), (HARMONIC + _W / (s.N + 1)).rewrite(sp.digamma)),
@@ -91,7 +91,7 @@ def harmonic_growth() -> tuple[Step, ...]:
 
 @topic("Growth where the shortcut forgets: a constant")
 def affine_growth() -> tuple[Step, ...]:
-    """nu' = alpha nu + (1 - alpha) w, DeepScaleLM. With alpha = 1 - 1 / (2N) and 2N additions it forgets a share 1 / e."""
+    """nu' = alpha nu + (1 - alpha) w, DeepScaleLM. With alpha = 1 - 1 / (2N), 2N additions leave a share 1 / e."""
     return (
         Step(
             equation(AFFINE.subs(s.N, s.N + 1), _A * AFFINE + (1 - _A) * _W),
@@ -182,7 +182,7 @@ def gains() -> tuple[Step, ...]:
     steps += [
         Step(equation(sp.Limit(ratio, q, 0), 1), "GELU: a small input sees the line u / 2"),
         Step(
-            equation(q * slope.subs(rho, 1) - own, q**2 / (sp.pi * sp.sqrt(1 + 2 * q) ** 3)),
+            equation(q * slope.subs(rho, 1) - own, q**2 / (2 * sp.pi * sp.sqrt(1 + 2 * q) ** 3)),
             "GELU: the backward gain exceeds the forward gain by this, at any q",
         ),
     ]

@@ -1,7 +1,7 @@
-"""What attention with flat logits does to equally correlated tokens: four numbers of its matrix A, uniform or ALiBi's.
+"""What attention with flat logits does to equally correlated tokens: four numbers of its matrix A.
 
-Projected on the kernels (1 - rho) I + rho 11^T, K -> A K A^T needs the mean over positions of the squares of A's entries
-in a row, of the squared column sums, of the squared row sums, and of all entries' sum. For uniform causal averaging
+Projected on the kernels (1 - rho) I + rho 11^T, K -> A K A^T needs the mean over positions of the squares of A's
+entries in a row, of the squared column sums, of the squared row sums, and of all entries' sum. For uniform causal averaging
 these are H_T / T, 2 - H_T / T, 1 and T. The backward map G -> A^T G A has the same eigenvalues.
 """
 
