@@ -142,7 +142,7 @@ def _fixed_point(arch: Architecture, steps: tuple[Addition, ...]) -> tuple[sp.Ex
 
 
 def _gains(step: Addition, rho: sp.Expr, gamma: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
-    """Variance an addition writes into a stream of variance 1 and what it adds to the squared gradient, at rho, gamma."""
+    """Variance an addition writes into a stream of variance 1 and adds to the squared gradient, at rho, gamma."""
     tables = dual_tables(activation(step.arch.activation))
     found = []
     for i in (0, 2):

@@ -1,8 +1,8 @@
 """What attention with flat logits does to equally correlated tokens: four numbers of its matrix A.
 
 Projected on the kernels (1 - rho) I + rho 11^T, K -> A K A^T needs the mean over positions of the squares of A's
-entries in a row, of the squared column sums, of the squared row sums, and of all entries' sum. For uniform causal averaging
-these are H_T / T, 2 - H_T / T, 1 and T. The backward map G -> A^T G A has the same eigenvalues.
+entries in a row, of the squared column sums, of the squared row sums, and of all entries' sum. For uniform causal
+averaging these are H_T / T, 2 - H_T / T, 1 and T. The backward map G -> A^T G A has the same eigenvalues.
 """
 
 from dataclasses import dataclass
@@ -95,12 +95,12 @@ def uniform_mixing() -> tuple[Step, ...]:
         Step(
             equation(own, sp.harmonic(s.T) / s.T),
             "the mean over t of sum_s A_ts^2 = 1 / t",
-            instances=lambda _: _sums(False),
+            instances=lambda statement: _sums(statement, columns=False),
         ),
         Step(
             equation(column, 2 - sp.harmonic(s.T) / s.T),
             "the mean over s of (sum_{t >= s} 1 / t)^2",
-            instances=lambda _: _sums(True),
+            instances=lambda statement: _sums(statement, columns=True),
         ),
         Step(
             equation(mixing.forward(rho)[0], own + (1 - own) * rho),
@@ -123,14 +123,14 @@ def uniform_mixing() -> tuple[Step, ...]:
     )
 
 
-def _sums(columns: bool) -> list[tuple[sp.Eq, str]]:
+def _sums(statement: sp.Eq, columns: bool) -> list[tuple[sp.Eq, str]]:
+    """The statement's right side against the sum over the matrix's entries, at small lengths."""
     found = []
     for length in (1, 2, 5, 17):
         rows = range(1, length + 1)
         if columns:
-            sums = sum(sum(sp.Rational(1, t) for t in range(j, length + 1)) ** 2 for j in rows)
-            right = 2 - sp.harmonic(length) / length
+            total = sum(sum(sp.Rational(1, t) for t in range(j, length + 1)) ** 2 for j in rows)
         else:
-            sums, right = sum(t * sp.Rational(1, t) ** 2 for t in rows), sp.harmonic(length) / length
-        found.append((equation(sums / length, right), f"T = {length}"))
+            total = sum(t * sp.Rational(1, t) ** 2 for t in rows)
+        found.append((equation(total / length, statement.rhs.subs(s.T, length)), f"T = {length}"))
     return found
