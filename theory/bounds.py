@@ -6,7 +6,7 @@ place. It ranks schemes and bounds a sub-layer; as a product over the depth it i
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -77,8 +77,7 @@ def _shortcut(arch: Architecture, given: np.ndarray | None) -> np.ndarray:
     if given is None:
         from theory.propagation import predict
 
-        # The stream does not depend on the head, so a tied one is predicted as if untied.
-        return predict(replace(arch, tied=False)).shortcut_std
+        return predict(arch).shortcut_std
     std = np.array(given, dtype=np.float64)
     if std.shape != (arch.num_sublayers + 1,):
         raise ValueError(f"shortcut_std: must have shape ({arch.num_sublayers + 1},), got {std.shape}")

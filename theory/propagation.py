@@ -26,7 +26,7 @@ from theory.attention_scheme import attention_scheme
 from theory.block import PARTS, block
 from theory.embedding import embedding
 from theory.gram import Draws
-from theory.stream import Added, Norm, Stream, diagonal, embed, mean_share, outer, row_share, row_size
+from theory.stream import Added, Norm, Stream, diagonal, embed, mean_share, outer, pair_sum, row_share, row_size
 from theory.sublayers import Sublayer, forward
 from theory.token_batch import TokenBatch, representative_pairs
 from theory.upstream import upstream
@@ -175,8 +175,9 @@ def _add(
             added, output = added.normed(arch)
         total = total.plus(added.times(branch))
         sizes.append(branch**2 * added.size)
-        felt = 0.0 if _blind(arch, part) else branch**2
-        responses.append(np.float32(felt) * sublayer.response(arch, layer, added.size))
+        blind = _blind(arch, part)
+        response = np.zeros_like(added.size) if blind else sublayer.response(arch, layer, added.size)
+        responses.append(np.float32(branch**2) * response)
         done.append((sublayer, pre, output))
     before, after = diagonal(stream.kernel), diagonal(total.kernel)
     grown = np.maximum(1 - shortcut**2 * before / after, 0)
@@ -246,7 +247,7 @@ def _back(
         squares |= own
     ratio, response = addition.after / addition.before, sum(addition.responses) / addition.before
     both = random * ((shortcut**2 + response) ** 2 - shortcut**4) / ratio / arch.d_model / 2
-    before = before - gradient * (both[:, :, None] + both[:, None, :])
+    before = before - gradient * pair_sum(both)
     scale = diagonal(gradient)
     growth = diagonal(before) / scale
     radial = _radial_share(along.radial, ratio, growth, shortcut**2, response, felt / scale)

@@ -16,6 +16,11 @@ def outer(values: np.ndarray) -> np.ndarray:
     return values[:, :, None] * values[:, None, :]
 
 
+def pair_sum(values: np.ndarray) -> np.ndarray:
+    """v_t + v_t' of values [n, S]."""
+    return values[:, :, None] + values[:, None, :]
+
+
 def diagonal(kernel: np.ndarray) -> np.ndarray:
     """[n, S] of a kernel [n, S, S]."""
     return np.einsum("nss->ns", kernel)
@@ -125,7 +130,7 @@ def free(
     retained = diagonal(kernel)  # 1 but for the norm's epsilon
     radial, mean = (np.broadcast_to(np.float32(share), retained.shape) for share in (radial, mean))
     along = radial * retained
-    lost = along[:, :, None] + along[:, None, :] - outer(np.sqrt(radial)) * kernel**2
+    lost = pair_sum(along) - outer(np.sqrt(radial)) * kernel**2
     return 1 - lost / width - outer(np.sqrt(mean)) * np.float32(mean_share(arch, width))
 
 

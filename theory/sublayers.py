@@ -13,7 +13,7 @@ from theory.dual_activation import dual_activation, mean_activation
 from theory.gram import Draws, root, wishart_root
 from theory.positions import alibi_slopes
 from theory.random_attention import Heads, Variant, flat
-from theory.stream import Norm, Stream, mean_share, outer
+from theory.stream import Norm, Stream, mean_share, outer, pair_sum
 from theory.token_batch import TokenBatch
 
 
@@ -85,7 +85,7 @@ class _FeedForward:
         up, down, gate = (_variance(arch, f"feed_forward.{name}", layer) for name in ("up", "down", "gate"))
         hidden = self.hidden if self.inner is None else self.inner.tokens.kernel
         squares = {"feed_forward.down": d * width * batch.total(gradient * hidden)}
-        inner = gradient * np.float32(d * down) * (1 - _both(lost) / np.float32(width))
+        inner = gradient * np.float32(d * down) * (1 - pair_sum(lost) / np.float32(width))
         if self.inner is not None:
             inner = inner * self.inner.jacobian(arch, width)
         if self.other is None:
@@ -166,7 +166,8 @@ class _Attention:
             reaching, lost = reaching * self.inner.jacobian(arch), np.ones_like(lost)
         weights = self.heads.weights()
         values = (
-            sandwich(weights.attention.mT, reaching * (1 - _both(lost) / np.float32(d))) * self.heads.value_jacobian()
+            sandwich(weights.attention.mT, reaching * (1 - pair_sum(lost) / np.float32(d)))
+            * self.heads.value_jacobian()
         )
         gain = np.float32(d * linear)
         queries, keys = self.heads.score_gradients(draws, weights, root(reaching), lost, arch.num_heads)
@@ -183,11 +184,6 @@ class _Attention:
         seen = np.einsum("nhstu,nstu->nhst", attention, kernel)
         gain = arch.d_model**2 * _variance(arch, "attention.value", layer) * _variance(arch, "attention.output", layer)
         return np.float32(gain) * (own * seen).mean(axis=1).reshape(n, -1)
-
-
-def _both(shares: np.ndarray) -> np.ndarray:
-    """v_t + v_t' of shares [n, S]."""
-    return shares[:, :, None] + shares[:, None, :]
 
 
 def _variance(arch: Architecture, kind: str, layer: int) -> float:

@@ -14,7 +14,7 @@ from numpy.polynomial.hermite_e import hermegauss
 from theory.architecture import Architecture
 from theory.embedding import embedding
 from theory.softmax_overlap import softmax_overlap
-from theory.stream import Stream, diagonal, free, outer
+from theory.stream import Stream, diagonal, free, outer, pair_sum
 from theory.token_batch import TokenBatch
 
 
@@ -23,9 +23,9 @@ class Upstream:
     """Gradient of what the head reads, z, and of the head. Kernels [n, S, S], shares [n, S].
 
     kernel: of dL/dz as it is. projected: of what a norm before z leaves of it, divisor aside. radial: share of dL/dz's
-    variance along z, 1 for a random direction. written: share of the projected variance that lies along what the
-    sub-layers have written into z, in units of the whole; 0 for an untied head. head: square of the head's gradient
-    norm. table: what a tied head adds to the square of the table's.
+    variance along z, 1 for a random direction. written: variance of the projected gradient along what the sub-layers
+    have written into z, over that one's share of z's variance; 0 for an untied head. head: square of the head's
+    gradient norm. table: what a tied head adds to the square of the table's.
     """
 
     kernel: np.ndarray
@@ -63,7 +63,7 @@ def upstream(arch: Architecture, batch: TokenBatch, z: Stream, own: np.ndarray) 
     plain, lost = error - both - off - off.mT, own**2
     kept = off * (1 - lost[:, :, None])
     projected = plain * left + kept + kept.mT + (1 - same) * outer(excess * own) * _typical(z.kernel, 1 - same)
-    projected = projected + both * (1 - lost[:, :, None] - lost[:, None, :] + outer(own) * z.kernel)
+    projected = projected + both * (1 - pair_sum(lost) + outer(own) * z.kernel)
     scale = gain / count**2
     written = diagonal(both) * lost * scale
     spread = along * outer(1 - first)
