@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from models.feed_forward import linear
+from models.linear import linear
 from models.normalization import normalize
 from models.parameters import Attention, Norm
 from theory import Architecture

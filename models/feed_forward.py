@@ -1,19 +1,14 @@
-"""The feed-forward sub-layer W_2 F(W_1 z) or W_2 (F(W_g z) * W_1 z), and the linear layer that all sub-layers share."""
+"""The feed-forward sub-layer W_2 F(W_1 z) or W_2 (F(W_g z) * W_1 z)."""
 
 import jax
 import sympy as sp
 from jaxtyping import Array, Float
 
+from models.linear import linear
 from models.normalization import normalize
-from models.parameters import FeedForward, Linear
+from models.parameters import FeedForward
 from theory import Activation, Architecture
 from theory.activation import activation, u
-
-
-def linear(layer: Linear, x: Float[Array, "batch seq fan_in"]) -> Float[Array, "batch seq fan_out"]:
-    """x W + b."""
-    y = jax.numpy.einsum("bti,io->bto", x, layer.weight)
-    return y if layer.bias is None else y + layer.bias[None, None, :]
 
 
 def activate(function: Activation, x: Float[Array, "batch seq d_ff"]) -> Float[Array, "batch seq d_ff"]:

@@ -35,7 +35,8 @@ def init(key: PRNGKeyArray, arch: Architecture, dtype: DTypeLike = jnp.float32) 
 
     def linear(kind: str) -> Linear:
         weight = sample(kind)
-        return Linear(weight, jnp.zeros(weight.shape[:-2] + weight.shape[-1:], dtype) if arch.bias else None)
+        bias = jnp.zeros(weight.shape[:-2] + weight.shape[-1:], dtype) if arch.bias else None
+        return Linear(weight, bias, jnp.ones(weight.shape[:-2], dtype) if scheme.spectral else None)
 
     def norm(*shape: int) -> Norm:
         has_bias = arch.bias and arch.norm == "layer_norm"

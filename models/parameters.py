@@ -18,10 +18,11 @@ class Norm:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Linear:
-    """y = x weight + bias."""
+    """y = x weight + bias; with a `gain`, y = x (gain weight / ‖weight‖) + bias (sigma-reparametrisation)."""
 
     weight: Float[Array, "*layers fan_in fan_out"]
     bias: Float[Array, "*layers fan_out"] | None
+    gain: Float[Array, "*layers"] | None = None
 
 
 @jax.tree_util.register_dataclass

@@ -10,7 +10,7 @@ import jaxtyping
 import pytest
 
 import models
-from models.feed_forward import linear
+from models.linear import linear
 from models.parameters import Linear
 from theory import Architecture
 

@@ -15,6 +15,7 @@ from theory.activation import Activation, activation
 from theory.attention_scheme import AttentionScheme, attention_scheme
 from theory.block import Block, block
 from theory.embedding import Embedding, embedding
+from theory.gaussian_norm import gaussian_norm
 from theory.initialization import MATRIX_KINDS, Initialization, initialization
 
 NORMS = ("layer_norm", "rms_norm")
@@ -98,6 +99,13 @@ class Architecture:
         block(self.block), attention_scheme(self.attention)
         for field in _FACTORS:
             self.factor(field)
+        if attention_scheme(self.attention).spectral:
+            for kind in self.matrices:
+                if self.rule(kind).is_zero:
+                    raise ValueError(
+                        f"attention: {self.attention!r} divides {kind} by its norm, which initialization "
+                        f"{self.initialization!r} makes 0; choose another of the two"
+                    )
         if attention_scheme(self.attention).normed and self.norm == "layer_norm" and self.d_head < 3:
             raise ValueError(f"num_heads: LayerNorm in every head needs a d_head of at least 3, got {self.d_head}")
 
@@ -175,6 +183,13 @@ class Architecture:
     def std(self, kind: str) -> np.ndarray:
         """Standard deviation of the entries: float64[num_layers] for a block's matrix, float64[1] otherwise."""
         return _std(self, kind)
+
+    def effective_std(self, kind: str) -> np.ndarray:
+        """As `std`, of what the matrix acts as: where the scheme divides a block's matrices by their norms, of that."""
+        std = self.std(kind)
+        if "." not in kind or not attention_scheme(self.attention).spectral:
+            return std
+        return np.full_like(std, 1 / gaussian_norm(*self.shape(kind)))
 
     def evaluate(self, rule: sp.Expr) -> float:
         """The value of an expression in d, V and N (an embedding multiplier, say) at this size.

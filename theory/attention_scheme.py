@@ -14,7 +14,8 @@ class AttentionScheme:
     qk_norm: a norm of the architecture's kind on every head's query and key, with a learned scale, before RoPE.
     qkv_norm: on values too, and none before the projections. output_norm: also on the output of both sub-layers.
     temperature: factor on the logits. cap: logits become cap tanh(logit / cap), before ALiBi's bias. clip: after the
-    softmax, probabilities become (high - low) p + low, cut off at 0 and 1.
+    softmax, probabilities become (high - low) p + low, cut off at 0 and 1. spectral: every matrix of a block acts as
+    gamma W / ‖W‖, gamma a learned number that starts at 1.
     """
 
     name: str
@@ -24,6 +25,7 @@ class AttentionScheme:
     temperature: float = 1.0
     cap: float | None = None
     clip: tuple[float, float] | None = None
+    spectral: bool = False
     source: str = "the user's own"
 
     def __post_init__(self) -> None:
@@ -54,6 +56,7 @@ ATTENTIONS = {
         AttentionScheme("soft_cap", cap=50.0, source="Gemma 2, arXiv 2408.00118; " + _MIS),
         AttentionScheme("soft_temp", temperature=0.5, source=_MIS + ": softmax(0.5 s)"),
         AttentionScheme("soft_clip", clip=(-0.03, 1.03), source=_MIS + ": clip(1.06 softmax - 0.03, 0, 1)"),
+        AttentionScheme("sigma_reparam", spectral=True, source="Zhai et al., arXiv 2303.06296: gamma W / ‖W‖; " + _MIS),
     )
 }
 

@@ -12,22 +12,39 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers of some networks, or of their mirror images: in the mean of both all odd orders cancel.
+    """The random numbers of an even number of networks, float32.
 
-    shared: both have these, `sign` being that of the weights that a mirror image has the negatives of. alone: its own.
+    Those of the second half are mirror images of the first half's: they have the negatives of `odd` draws and the same
+    `even` ones, so that in the mean of both all odd orders cancel. `own` draws are each network's own. All shapes begin
+    with the number of networks.
     """
 
     shared: np.random.Generator
     alone: np.random.Generator
-    sign: int
 
     @staticmethod
-    def pair(seed: np.random.SeedSequence) -> tuple["Draws", "Draws"]:
-        one, other = (
-            Draws(np.random.default_rng(seed), np.random.default_rng(own), sign)
-            for own, sign in zip(seed.spawn(2), (1, -1), strict=True)
-        )
-        return one, other
+    def of(seed: np.random.SeedSequence) -> "Draws":
+        shared, alone = (np.random.default_rng(own) for own in seed.spawn(2))
+        return Draws(shared, alone)
+
+    def odd(self, *shape: int) -> np.ndarray:
+        drawn = self._half(shape)
+        return np.concatenate([drawn, -drawn])
+
+    def even(self, *shape: int) -> np.ndarray:
+        drawn = self._half(shape)
+        return np.concatenate([drawn, drawn])
+
+    def own(self, *shape: int) -> np.ndarray:
+        return self.alone.standard_normal(shape, dtype=np.float32)
+
+    def chi(self, degrees: np.ndarray, networks: int) -> np.ndarray:
+        """Roots of chi-squares of these degrees [k], even, [networks, k]."""
+        drawn = np.sqrt(self.shared.chisquare(degrees, (networks // 2, len(degrees)))).astype(np.float32)
+        return np.concatenate([drawn, drawn])
+
+    def _half(self, shape: tuple[int, ...]) -> np.ndarray:
+        return self.shared.standard_normal((shape[0] // 2, *shape[1:]), dtype=np.float32)
 
 
 def root(kernel: np.ndarray) -> np.ndarray:
@@ -48,10 +65,10 @@ def wishart_root(draws: Draws, count: int, size: int, degrees: int) -> np.ndarra
     """B float32[count, size, min(size, degrees)]: B B^T is Wishart of that many degrees, mean the identity."""
     scale = np.float32(1 / np.sqrt(degrees))
     if degrees <= size:
-        return draws.shared.standard_normal((count, size, degrees), dtype=np.float32) * scale
-    factor = np.tril(draws.shared.standard_normal((count, size, size), dtype=np.float32), -1)
+        return draws.even(count, size, degrees) * scale
+    factor = np.tril(draws.even(count, size, size), -1)
     diagonal = np.arange(size)
-    factor[..., diagonal, diagonal] = np.sqrt(draws.shared.chisquare(degrees - diagonal, (count, size)))
+    factor[..., diagonal, diagonal] = draws.chi(degrees - diagonal, count)
     return factor * scale
 
 
@@ -65,7 +82,7 @@ def random_rows(draws: Draws, rows: np.ndarray, d_model: int, span: int) -> tupl
     """
     n, _, inner = rows.shape
     outside = d_model - span
-    weights = draws.shared.standard_normal((n, inner, span), dtype=np.float32) * np.float32(draws.sign * d_model**-0.5)
+    weights = draws.odd(n, inner, span) * np.float32(d_model**-0.5)
     beside = rows[..., :0]
     if outside:
         beside = rows @ wishart_root(draws, n, inner, outside) * np.float32((outside / d_model) ** 0.5)

@@ -22,6 +22,7 @@ def num_parameters(arch: Architecture, embeddings: bool = True) -> int:
 def _block(arch: Architecture) -> int:
     arrangement, scheme = block(arch.block), attention_scheme(arch.attention)
     count = sum(_size(arch, kind) + (arch.shape(kind)[1] if arch.bias else 0) for kind in arch.matrices)
+    count += len(arch.matrices) if scheme.spectral else 0
     count += len(scheme.normed) * _norm(arch, arch.d_head)
     for part in PARTS:
         count += sum(arch.normed(where, part) for where in ("output", "post")) * _norm(arch, arch.d_model)

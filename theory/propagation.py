@@ -77,9 +77,9 @@ def predict(
     chosen = rng.integers(arch.vocab_size, size=(half, min(2, batch_size), arch.seq_len + 1))
     if tokens is not None:
         chosen = representative_pairs(tokens, half, rng)
-    largest = max(1, min(len(chosen), int(np.clip(2**17 // arch.seq_len**2, 8, 128))))
-    groups = [group for group in np.array_split(chosen, -(-len(chosen) // largest)) for _ in range(2)]
-    draws = [draws for seed in seeds.spawn(len(groups) // 2) for draws in Draws.pair(seed)]
+    largest = max(1, min(len(chosen), int(np.clip(2**16 // arch.seq_len**2, 4, 64))))
+    groups = [np.concatenate([group, group]) for group in np.array_split(chosen, -(-len(chosen) // largest))]
+    draws = [Draws.of(seed) for seed in seeds.spawn(len(groups))]
 
     def squares(group: np.ndarray, draws: Draws) -> dict[str, np.ndarray]:
         return _squares(arch, TokenBatch.of(arch, batch_size, group, tokens is None), draws)
@@ -153,6 +153,10 @@ def _squares(arch: Architecture, batch: TokenBatch, draws: Draws) -> dict[str, n
         for kind, square in own.items():
             squares[kind][addition.layer] = square
         norms.append(batch.trace(gradient))
+    if attention_scheme(arch.attention).spectral:
+        # dL/dW of W / ‖W‖; what it lacks along W's first singular pair, one direction of all, is dropped
+        for kind in arch.matrices:
+            squares[kind] *= (arch.effective_std(kind) / arch.std(kind)) ** 2
     table = _table_gradient(arch, batch, gradient) + above.table
     tables = {"embedding": np.array([table])} | ({} if arch.tied else {"head": np.array([above.head])})
     places = {"shortcut_std": np.array(variances), "gradient_norm": arch.d_model * np.array(norms[::-1])}
@@ -281,7 +285,7 @@ def _logit_variance(arch: Architecture) -> float:
     if scheme.normed:
         return scheme.temperature**2
     return scheme.temperature**2 * float(
-        np.max(arch.d_model**2 * arch.std("attention.query") ** 2 * arch.std("attention.key") ** 2)
+        np.max(arch.d_model**2 * arch.effective_std("attention.query") ** 2 * arch.effective_std("attention.key") ** 2)
     )
 
 

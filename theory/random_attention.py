@@ -65,17 +65,20 @@ class Heads:
         """Heads for tokens with that root [n, S, k] of their kernel.
 
         shape: groups, heads a group, d_head; a group has one key and one value. variances: of a coordinate of q, k and
-        v for a token of unit variance, d_model times the weights' variance. A mirror image has -q, so that all odd
-        orders of the logits cancel.
+        v for a token of unit variance, d_model times the weights' variance. A mirror image has -q.
         """
         n, _, inner = tokens.shape
         groups, group, d_head = shape
         found, divisors = list[np.ndarray](), list[np.ndarray | None]()
-        for name, count, variance, sign in zip(
-            ("query", "key", "value"), (groups * group, groups, groups), variances, (draws.sign, 1, 1), strict=True
+        for name, count, variance, draw in zip(
+            ("query", "key", "value"),
+            (groups * group, groups, groups),
+            variances,
+            (draws.odd, draws.even, draws.even),
+            strict=True,
         ):
-            weights = draws.shared.standard_normal((n, inner, count * d_head), dtype=np.float32)
-            weights *= np.float32(sign * np.sqrt(variance / d_head))
+            weights = draw(n, inner, count * d_head)
+            weights *= np.float32(np.sqrt(variance / d_head))
             x, divisor = _split(tokens @ weights, sequences, count), None
             if name in variant.scheme.normed:
                 if variant.centred:
@@ -112,26 +115,20 @@ class Heads:
 
         weights: of these heads. gradients: root [n, S, k] of the kernel of dL/do. lost: [n, S], which share of its
         variance dL/do lacks along the token's own outputs, of all `num_heads` heads together. The gradient of a key
-        that several heads have is the sum of theirs, and so is its kernel, as their dL/do are independent. The few
-        heads of a narrow model get several draws of dL/do.
+        that several heads have is the sum of theirs, and so is its kernel, as their dL/do are independent.
         """
         n, heads, sequences, seq_len, d_head = self.values.shape
-        outputs, wanted = weights.attention @ self.values, min(512, 2**18 // (num_heads * d_head))
-        repeats = max(1, wanted // (heads * d_head))
+        outputs = weights.attention @ self.values
         lost = lost.reshape(n, 1, sequences, seq_len, 1)
         inward = (1 - np.sqrt(1 - lost * np.float32(heads / num_heads))) * outputs
         inward /= np.maximum((outputs**2).sum(axis=(1, 4), keepdims=True), np.finfo(np.float32).tiny)
-        stretch = np.float32(repeats * heads) ** -0.5 / np.sqrt(1 - lost / np.float32(num_heads * d_head))
-        queries, keys = list[np.ndarray](), list[np.ndarray]()
-        for _ in range(repeats):
-            drawn = draws.alone.standard_normal((n, gradients.shape[-1], heads * d_head), dtype=np.float32)
-            g = _split(gradients @ drawn, sequences, heads)
-            g = (g - (g * outputs).sum(axis=(1, 4), keepdims=True) * inward) * stretch
-            scores = self._at_logits(weights, g @ self.values.mT)
-            queries.append(flat(self._before(0, scores @ self.keys)))
-            keys.append(flat(self._before(1, scores.mT @ self.queries)))
-        at_queries, at_keys = (np.concatenate(rows, axis=-1) for rows in (queries, keys))
-        return at_queries @ at_queries.mT, at_keys @ at_keys.mT
+        stretch = np.float32(heads) ** -0.5 / np.sqrt(1 - lost / np.float32(num_heads * d_head))
+        g = _split(gradients @ draws.own(n, gradients.shape[-1], heads * d_head), sequences, heads)
+        g = (g - (g * outputs).sum(axis=(1, 4), keepdims=True) * inward) * stretch
+        scores = self._at_logits(weights, g @ self.values.mT)
+        queries = flat(self._before(0, scores @ self.keys))
+        keys = flat(self._before(1, scores.mT @ self.queries))
+        return queries @ queries.mT, keys @ keys.mT
 
     def _at_logits(self, weights: Weights, at_weights: np.ndarray) -> np.ndarray:
         """dL/d(q.k / sqrt d) from dL/dA."""

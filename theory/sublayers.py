@@ -187,7 +187,7 @@ class _Attention:
 
 
 def _variance(arch: Architecture, kind: str, layer: int) -> float:
-    return float(arch.std(kind)[layer] ** 2) if kind in arch.matrices else 0.0
+    return float(arch.effective_std(kind)[layer] ** 2) if kind in arch.matrices else 0.0
 
 
 def _inner_norm(arch: Architecture, rows: np.ndarray, width: int, variance: float) -> tuple[np.ndarray, Norm]:

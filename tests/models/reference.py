@@ -184,7 +184,10 @@ def _norm(x, norm, layer, arch):
 
 
 def _linear(linear, x, layer):
-    y = x @ np.asarray(linear.weight, np.float64)[layer]
+    weight = np.asarray(linear.weight, np.float64)[layer]
+    if linear.gain is not None:
+        weight = weight * float(linear.gain[layer]) / np.linalg.svd(weight)[1][0]
+    y = x @ weight
     return y if linear.bias is None else y + np.asarray(linear.bias, np.float64)[layer]
 
 

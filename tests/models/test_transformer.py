@@ -84,8 +84,18 @@ _COVERING = [
         ("depth_mup", "standard", "gelu", "rope", "layer_norm", 1e-5, 3, True),
         ("deepnorm_glm", "standard", "geglu", "rope", "layer_norm", 1e-5, 3, True),
         ("no_norm", "qk_norm", "identity", "alibi", "layer_norm", 1e-5, 3, True),
+        ("pre_ln", "sigma_reparam", "swiglu", "rope", "layer_norm", 1e-5, 1, True),
+        ("post_ln", "sigma_reparam", "relu", "learned", "rms_norm", 1e-5, 3, False),
     )
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _converged(monkeypatch):
+    """Norms of matrices to rounding, whatever the gap between the largest two singular values."""
+    monkeypatch.setattr(models.linear, "POWER_ITERATIONS", 5000)
+
+
 _apply = jax.jit(models.apply, static_argnames="arch")
 
 

@@ -26,7 +26,7 @@ CHOICES = {
     "norm": "layer_norm, rms_norm",
     "activation": "identity, relu, gelu, gelu_tanh, silu, swiglu, geglu",
     "positions": "none, learned, sinusoidal, rope, alibi",
-    "attention": "standard, qk_norm, qk_norm_cap, qkv_norm, qk_fc_norm, soft_cap, soft_temp, soft_clip",
+    "attention": "standard, qk_norm, qk_norm_cap, qkv_norm, qk_fc_norm, soft_cap, soft_temp, soft_clip, sigma_reparam",
     "initialization": "megatron, gpt2, xavier, he, lecun, palm, small, wang",
     "embedding": "vanilla, scaled, layer_norm, detach, unit",
 }
@@ -45,6 +45,13 @@ def test_unknown_scheme_names_field_value_and_choices(field, value):
     message = refusal(**{field: value})
     assert message.startswith(f"{field}: unknown value {value!r}; choose one of {CHOICES[field]}"), message
     assert "\n" not in message
+
+
+def test_a_matrix_of_zeros_has_no_norm_to_divide_by():
+    assert refusal(attention="sigma_reparam", initialization="zero_output") == (
+        "attention: 'sigma_reparam' divides attention.output by its norm, which initialization 'zero_output' makes 0; "
+        "choose another of the two"
+    )
 
 
 @given(

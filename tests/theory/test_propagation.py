@@ -113,7 +113,7 @@ def test_attention_without_logits_averages_values_of_their_own_width(d_model, kv
         num_layers=1, d_model=d_model, num_heads=4, num_kv_heads=kv_heads, seq_len=4, positions="none",
         norm="rms_norm", norm_epsilon=0.0, initialization=FLAT,
     )  # fmt: skip
-    draws, networks = Draws.pair(np.random.SeedSequence(0))[0], 2000
+    draws, networks = Draws.of(np.random.SeedSequence(0)), 2000
     rows = np.random.default_rng(0).standard_normal((1, 8, 64), dtype=np.float32).repeat(networks, axis=0)
     norm = Stream(rows, rows @ rows.mT).norm(arch).tokens
     batch = TokenBatch.of(arch, 2, np.zeros((networks, 2, 5), int), random=False)
@@ -127,7 +127,7 @@ def test_attention_without_logits_averages_values_of_their_own_width(d_model, kv
 def test_rows_of_a_normalised_embedding_have_no_mean_and_unit_length(d_model):
     arch = Architecture(num_layers=1, d_model=d_model, seq_len=4, embedding="layer_norm", norm_epsilon=0.0)
     batch = TokenBatch.of(arch, 2, np.arange(20).reshape(2, 2, 5), random=True)
-    stream = embed(arch, batch, Draws.pair(np.random.SeedSequence(0))[0])
+    stream = embed(arch, batch, Draws.of(np.random.SeedSequence(0)))
     np.testing.assert_array_equal(stream.rows[..., 0], 0)
     np.testing.assert_allclose(np.einsum("nss->ns", stream.kernel), 1, rtol=1e-5)
 

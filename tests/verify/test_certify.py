@@ -36,6 +36,7 @@ _ARCHITECTURES = [
         ("sub_ln", "soft_cap", "gelu", "rope", "layer_norm", 1, True, False),
         ("no_norm", "standard", Activation("quadratic", u + sp.Rational(1, 4) * u**2, "the user's own"), "learned",
          "layer_norm", 1, True, False),
+        ("deepnorm_glm", "sigma_reparam", "swiglu", "rope", "layer_norm", 1, True, False),
     )
 ]  # fmt: skip
 

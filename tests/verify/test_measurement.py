@@ -116,6 +116,7 @@ _COVERING = [
         ("deep_scale_lm", "qk_fc_norm", "gelu", "rope", "layer_norm", "lecun", "scaled", None),
         ("sub_ln", "standard", "gelu", "rope", "layer_norm", "xavier", "scaled", 1),
         ("no_norm", "standard", "silu", "learned", "layer_norm", "megatron", "scaled", None),
+        ("depth_mup", "sigma_reparam", "gelu", "rope", "layer_norm", "he", "scaled", 1),
     )
 ]  # fmt: skip
 

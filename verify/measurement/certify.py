@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import models
+from models.linear import as_matrices
 from models.parameters import Transformer
 from theory import Architecture
 from theory.block import block as block_scheme
@@ -54,7 +55,7 @@ def certify(model: tuple[Transformer, Architecture], tokens: np.ndarray, iterati
     if not tokens.size or tokens.min() < 0 or tokens.max() >= arch.vocab_size:
         raise ValueError(f"tokens: expected at least one sequence of whole numbers in 0..{arch.vocab_size - 1}")
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        exact = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
+        exact = as_matrices(jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params))
         seen = jax.device_get(_observe(exact, jnp.asarray(tokens, jnp.int32), arch, iterations))
         exact = jax.device_get(exact)
     streams, norms, largest_attention, largest_output = (np.asarray(array, np.float64) for array in seen)
