@@ -92,6 +92,7 @@ def grid(count: int) -> list[tuple[Architecture, bool]]:
         "bias": (False, False, True),
         "logit_scale": (1.0, 1.0, 0.5),
         "text": (False, True),
+        "tied": (False, False, True, False),
     }
     orders = {}
     for index, (field, choices) in enumerate(values.items()):
@@ -102,6 +103,8 @@ def grid(count: int) -> list[tuple[Architecture, bool]]:
         fields = {field: order[number] for field, order in orders.items()}
         (num_layers, d_model), on_text, wide = fields.pop("size"), fields.pop("text"), fields.pop("d_ff")
         fields["d_ff"] = wide and int(wide * d_model)
+        if (fields["attention"], fields["initialization"]) == ("sigma_reparam", "zero_output"):  # refused: 0 / 0
+            fields["attention"] = "standard"
         chosen.append(
             (Architecture(num_layers=num_layers, d_model=d_model, num_heads=d_model // 32, **fields), on_text)
         )
@@ -137,7 +140,7 @@ def main() -> None:
         table = table.assign(
             case=number, initialization=arch.initialization, embedding=arch.embedding, activation=arch.activation,
             num_layers=arch.num_layers, d_model=arch.d_model, seq_len=arch.seq_len, positions=arch.positions,
-            block=arch.block, attention=arch.attention, norm=arch.norm,
+            block=arch.block, attention=arch.attention, norm=arch.norm, tied=arch.tied,
             tokens="text" if on_text else "random", kind=table["quantity"].str.partition("/")[0],
         )  # fmt: skip
         tables.append(table)
@@ -226,8 +229,8 @@ def report(table: pd.DataFrame) -> None:
     wide = table[(table["d_model"] >= 128) & table["kind"].isin(["shortcut_std", "gradient_norm"])]
     worst = wide.sort_values("error").groupby("case").tail(1).sort_values("error", ascending=False)
     print("\nworst architectures by their worst place, std and gradient norm, d_model >= 128")
-    columns = ["case", "block", "attention", "initialization", "embedding", "activation", "positions", "num_layers",
-               "d_model", "seq_len", "tokens", "kind", "place", "error", "noise", "seeds"]  # fmt: skip
+    columns = ["case", "block", "attention", "initialization", "embedding", "activation", "positions", "tied",
+               "num_layers", "d_model", "seq_len", "tokens", "kind", "place", "error", "noise", "seeds"]  # fmt: skip
     print(worst[columns].head(max(3, len(worst) // 50)).round(3).to_string(index=False))
 
 
