@@ -62,6 +62,11 @@ def _by_series(
     return powers * share[..., :, None] * share[..., None, :]
 
 
+def _log_std() -> np.ndarray:
+    """The tables' grid: a stack without norms can explode to what float32 just holds."""
+    return np.linspace(np.log(1e-6), np.log(1e18), 2816)
+
+
 def _function(activation: Activation, derivative: bool) -> Callable[[np.ndarray], np.ndarray]:
     return activation.numeric[derivative]
 
@@ -87,7 +92,7 @@ def _second_moment(activation: Activation, std: np.ndarray, derivative: bool) ->
 def _moment_table(activation: Activation, derivative: bool) -> tuple[np.ndarray, np.ndarray]:
     """Logarithms of the standard deviation and of the second moment; linear in between errs by less than 1e-4."""
     nodes, weights, _ = _quadrature()
-    grid = np.linspace(np.log(1e-6), np.log(1e3), 1024)
+    grid = _log_std()
     values = _function(activation, derivative)(np.exp(grid)[:, None] * nodes[None, :])
     return grid, np.log(values**2 @ weights)
 
@@ -96,6 +101,6 @@ def _moment_table(activation: Activation, derivative: bool) -> tuple[np.ndarray,
 def _mean_table(activation: Activation) -> tuple[np.ndarray, np.ndarray]:
     """Logarithm of the standard deviation, and the mean over the standard deviation."""
     nodes, weights, _ = _quadrature()
-    grid = np.linspace(np.log(1e-6), np.log(1e3), 1024)
+    grid = _log_std()
     std = np.exp(grid)[:, None]
     return grid, (_function(activation, False)(std * nodes[None, :]) / std) @ weights

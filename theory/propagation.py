@@ -59,7 +59,7 @@ def predict(
     uniform tokens. networks: size of the ensemble, at least 2; the numbers' own sampling error falls as one over its
     root. None: enough for 1 to 2 % in the norms in seconds (gradients of query and key: 7 %, of the widest 20 %).
     Source: arXiv 2312.16903 made exact to second moments; the chain of Gram matrices of arXiv 2206.02768. Raises
-    ValueError for tokens that do not fit, and for a batch size or a number of networks below 1.
+    ValueError for tokens that do not fit, a batch size or a number of networks below 1, and where float32 overflows.
     """
     for name, value in (("batch_size", batch_size), ("networks", networks)):
         if value is not None and value < 1:
@@ -72,7 +72,7 @@ def predict(
             raise ValueError(f"tokens: expected whole numbers in 0..{arch.vocab_size - 1} (vocab_size - 1)")
         batch_size = len(tokens)
     seeds = np.random.SeedSequence(0)
-    half = -(-(_enough(arch, tokens) if networks is None else networks) // 2)
+    half = -(-(ensemble_size(arch, tokens) if networks is None else networks) // 2)
     rng = np.random.default_rng(seeds)
     chosen = rng.integers(arch.vocab_size, size=(half, min(2, batch_size), arch.seq_len + 1))
     if tokens is not None:
@@ -82,7 +82,14 @@ def predict(
     draws = [Draws.of(seed) for seed in seeds.spawn(len(groups))]
 
     def squares(group: np.ndarray, draws: Draws) -> dict[str, np.ndarray]:
-        return _squares(arch, TokenBatch.of(arch, batch_size, group, tokens is None), draws)
+        with np.errstate(over="raise"):
+            try:
+                return _squares(arch, TokenBatch.of(arch, batch_size, group, tokens is None), draws)
+            except FloatingPointError:
+                raise ValueError(
+                    f"num_layers: {arch.num_layers} blocks {block(arch.block).name!r} under {arch.initialization!r} "
+                    "explode beyond float32, no norm bounds the stream; choose fewer, or smaller weights"
+                ) from None
 
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         drawn = list(pool.map(squares, groups, draws))
@@ -146,18 +153,21 @@ def _squares(arch: Architecture, batch: TokenBatch, draws: Draws) -> dict[str, n
     written = np.zeros_like(row)
     if last is not None:
         written = arch.d_model * above.written / last.divisor**4
+    scale = 1.0
     while additions:
         addition = additions.pop()
+        size = float(diagonal(gradient).max())  # float32 would not hold what explodes twice over
+        gradient, written, scale = gradient / np.float32(size), written / np.float32(size), scale * size
         gradient, along, own = _back(arch, addition, batch, gradient, along, written, draws)
         written = written * np.float32(addition.shortcut**4)
         for kind, square in own.items():
-            squares[kind][addition.layer] = square
-        norms.append(batch.trace(gradient))
+            squares[kind][addition.layer] = square * scale
+        norms.append(batch.trace(gradient) * scale)
     if attention_scheme(arch.attention).spectral:
         # dL/dW of W / ‖W‖; what it lacks along W's first singular pair, one direction of all, is dropped
         for kind in arch.matrices:
             squares[kind] *= (arch.effective_std(kind) / arch.std(kind)) ** 2
-    table = _table_gradient(arch, batch, gradient) + above.table
+    table = _table_gradient(arch, batch, gradient) * scale + above.table
     tables = {"embedding": np.array([table])} | ({} if arch.tied else {"head": np.array([above.head])})
     places = {"shortcut_std": np.array(variances), "gradient_norm": arch.d_model * np.array(norms[::-1])}
     return squares | tables | places
@@ -289,7 +299,7 @@ def _logit_variance(arch: Architecture) -> float:
     )
 
 
-def _enough(arch: Architecture, tokens: np.ndarray | None) -> int:
+def ensemble_size(arch: Architecture, tokens: np.ndarray | None) -> int:
     """Networks to follow: more where given tokens, depth or sharp attention set them apart, fewer of wide ones."""
     sharpness = min(_logit_variance(arch), 4.0)
     wanted = (64 if tokens is None else 256) * (1 + sharpness * arch.num_layers / 6)

@@ -16,7 +16,7 @@ from theory.architecture import Architecture
 from theory.conditions import SMALLEST_STD
 from theory.embedding import Embedding, embedding
 from theory.initialization import MATRIX_KINDS, OUTPUTS, Initialization, initialization
-from theory.propagation import Prediction, predict
+from theory.propagation import Prediction, ensemble_size, predict
 
 _CLOSE = 0.005  # relative, of what is solved for
 
@@ -62,13 +62,18 @@ class Recommendation:
         return "\n".join(_explain(self))
 
 
-def recommend(arch: Architecture, max_amplification: float = 2.0, networks: int = 16) -> Recommendation:
-    """Judge `arch` and prescribe. networks: as for `predict`, which is called some 20 times; 16 leave 1 to 2 %.
+def recommend(arch: Architecture, max_amplification: float = 2.0, networks: int | None = None) -> Recommendation:
+    """Judge `arch` and prescribe. networks: as for `predict`, which is called some 20 times.
+
+    None: 16, which leave 1 to 2 %, or as few as `predict` needs of a wide model.
 
     Raises ValueError for a budget that is not above 1.
     """
     if not (math.isfinite(max_amplification) and max_amplification > 1):
         raise ValueError(f"max_amplification: must be a number above 1, got {max_amplification!r}")
+
+    if networks is None:
+        networks = min(16, ensemble_size(arch, None))
 
     def amplification(changed: Architecture) -> float:
         return _worst(predict(changed, networks=networks))

@@ -10,7 +10,8 @@ from functools import lru_cache
 import numpy as np
 
 LARGEST_VARIANCE = 64.0
-"""above it one logit has nearly all the probability, and the overlap hardly changes any more"""
+"""above it one logit has nearly all the probability: 1 - E sum_v p_v^2 falls as one over the standard deviation, and
+the overlap of different tokens hardly changes any more"""
 
 
 def softmax_overlap(covariance: np.ndarray, vocab_size: int) -> np.ndarray:
@@ -23,7 +24,11 @@ def softmax_overlap(covariance: np.ndarray, vocab_size: int) -> np.ndarray:
     variance = min(float(f"{variances.mean(dtype=np.float64):.4g}"), LARGEST_VARIANCE)
     std = np.sqrt(variances)
     correlation = np.clip(covariance / (std[..., :, None] * std[..., None, :]), -1, 1)
-    return np.exp(np.polyval(_series(variance, vocab_size).astype(correlation.dtype), correlation))
+    overlap = np.exp(np.polyval(_series(variance, vocab_size).astype(correlation.dtype), correlation))
+    index = np.arange(overlap.shape[-1])
+    beyond = np.minimum(np.sqrt(correlation.dtype.type(LARGEST_VARIANCE)) / std, 1)
+    overlap[..., index, index] = 1 - (1 - overlap[..., index, index]) * beyond
+    return overlap
 
 
 @lru_cache(maxsize=64)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.polynomial.hermite_e import hermegauss
 
 from theory.architecture import Architecture
+from theory.block import block
 from theory.embedding import embedding
 from theory.softmax_overlap import softmax_overlap
 from theory.stream import Stream, diagonal, free, outer, pair_sum
@@ -42,7 +43,9 @@ def upstream(arch: Architecture, batch: TokenBatch, z: Stream, own: np.ndarray) 
     gain = np.float32(arch.logit_scale**2 * arch.std("embedding" if arch.tied else "head")[0] ** 2)
     overlap = softmax_overlap(z.kernel * (gain * d), size)
     along = z.kernel * outer(gain * (1 - diagonal(overlap)))
-    left = free(z.kernel, arch, d)
+    arrangement = block(arch.block)
+    normed = arrangement.final_norm or arrangement.post_norm
+    left = free(z.kernel, arch, d) if normed else np.ones_like(z.kernel)
     if not arch.tied:
         error = overlap - np.float32(2 / size) + batch.same_target
         kernel, projected = (error * gain + along) / count**2, error * gain * left / count**2

@@ -1,5 +1,7 @@
 """Prediction against what can be worked out by hand; against autodiff it stands in tests/verify/test_measurement.py."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import sympy as sp
@@ -171,6 +173,20 @@ def test_every_scheme_gives_finite_positive_numbers(initialization, embedding):
         else:
             assert np.all(np.isfinite(value) & (value > 0)), (arch, name, value)
     assert predicted.shortcut_std.shape == predicted.gradient_norm.shape == (7,)
+
+
+def test_a_stack_without_norms_may_explode_beyond_float32_squared():
+    """Each ReLU block under He multiplies the squares of stream and gradient by at least 1 + 2; no warning either."""
+    arch = Architecture(
+        num_layers=24, d_model=64, num_heads=2, seq_len=4, block="no_norm", attention="qk_norm", activation="relu",
+        initialization="he", norm="rms_norm",
+    )  # fmt: skip
+    predicted = predict(arch, batch_size=2, networks=8)
+    assert np.all(np.isfinite(predicted.gradient_norm)) and predicted.shortcut_std[-1] > 3 ** (24 / 2)
+    assert predicted.gradient_norm[0] > 3 ** (24 / 2) * predicted.gradient_norm[-1]
+    assert all(np.all(np.isfinite(norm)) for norm in predicted.parameter_gradient_norm.values())
+    with pytest.raises(ValueError, match="num_layers: 60 blocks 'no_norm' under 'he' explode beyond float32"):
+        predict(dataclasses.replace(arch, num_layers=60), batch_size=2, networks=8)
 
 
 @pytest.mark.parametrize(

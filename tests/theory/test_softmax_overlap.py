@@ -44,6 +44,17 @@ def test_drawn_softmaxes_overlap_as_much(vocab_size, variance, correlation):
     assert abs(overlap(variance, correlation, vocab_size) - each.mean()) < error
 
 
+@pytest.mark.parametrize("variance", [64.0, 900.0, 1e6])
+def test_what_a_sharp_softmax_lacks_falls_as_one_over_the_standard_deviation(variance):
+    """1 - E sum p^2, whose product with the variance is the gradient along the logits themselves; 5 % from draws."""
+    rng = np.random.default_rng(0)
+    logits = np.sqrt(variance) * rng.standard_normal((200_000, 40))
+    p = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    lacking = 1 - np.mean(np.sum(p**2, axis=-1) / np.sum(p, axis=-1) ** 2)
+    got = 1 - softmax_overlap(variance * np.eye(2), 40)[0, 0]
+    np.testing.assert_allclose(got, lacking, rtol=0.05)
+
+
 def test_extremes_stay_probabilities():
     for variance in (1e-12, 1.0, 1e4):
         correlation = np.array([[1.0, -1.0, 0.0], [-1.0, 1.0, 1.0000001], [0.0, 1.0000001, 1.0]], np.float32)

@@ -151,7 +151,7 @@ def by_rate(table: pd.DataFrame) -> Figure:
         first, second = figure.subplots(1, 2)
         rate_panel(first, table, "held_out_loss").set_ylabel("held-out loss (nats per token)")
         rate_panel(second, table, "largest_gradient_norm").set(
-            ylabel="largest gradient norm (nats per token)", yscale="log"
+            ylabel="largest gradient norm\n(nats per token)", yscale="log"
         )
         _legend(figure, first)
         return figure

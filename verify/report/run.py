@@ -27,11 +27,11 @@ def run(options: ReportOptions) -> int:
     What is finished stays: started again after an interruption, it goes on where it was. Raises ValueError for an
     unwritable folder and for a corpus that is missing or too short, before any work.
     """
-    store.require_writable(options.out)
     corpus = load_corpus(options.corpus, options.arch.vocab_size)
     for arch in (options.arch, options.trained):
         for split in ("train", "held_out"):
             corpus.batch(arch.seq_len, 1, seed=0, step=0, split=split)
+    store.require_writable(options.out)
     try:
         return _run(options)
     except KeyboardInterrupt:
