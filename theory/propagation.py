@@ -17,6 +17,7 @@ kept: `_radial_share`. The rest is dropped, and so are the gradient's own fluctu
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -26,6 +27,7 @@ from theory.attention_scheme import attention_scheme
 from theory.block import PARTS, block
 from theory.embedding import embedding
 from theory.gram import Draws
+from theory.long_sequence import FOLLOWED, extrapolate
 from theory.stream import Added, Norm, Stream, diagonal, embed, mean_share, outer, pair_sum, row_share, row_size
 from theory.sublayers import Sublayer, forward
 from theory.token_batch import TokenBatch, representative_pairs
@@ -58,6 +60,7 @@ def predict(
     tokens: int[batch, seq_len + 1], which then also give the batch size; None: `batch_size` sequences of independent
     uniform tokens. networks: size of the ensemble, at least 2; the numbers' own sampling error falls as one over its
     root. None: enough for 1 to 2 % in the norms in seconds (gradients of query and key: 7 %, of the widest 20 %).
+    Sequences of more than 256 tokens are read off from shorter ones (`theory.long_sequence`), some per cent less near.
     Source: arXiv 2312.16903 made exact to second moments; the chain of Gram matrices of arXiv 2206.02768. Raises
     ValueError for tokens that do not fit, a batch size or a number of networks below 1, and where float32 overflows.
     """
@@ -71,6 +74,38 @@ def predict(
         if not np.issubdtype(tokens.dtype, np.integer) or tokens.min() < 0 or tokens.max() >= arch.vocab_size:
             raise ValueError(f"tokens: expected whole numbers in 0..{arch.vocab_size - 1} (vocab_size - 1)")
         batch_size = len(tokens)
+    if arch.seq_len > FOLLOWED:
+        at_length = partial(_squares_at, arch, batch_size, tokens, networks)
+        squares = extrapolate(at_length, logit_variance(arch), arch.seq_len)
+    else:
+        squares = _mean_squares(arch, batch_size, tokens, networks)
+    roots = {name: np.sqrt(np.maximum(square, 0.0)) for name, square in squares.items()}
+    shortcut_std, gradient_norm = roots.pop("shortcut_std"), roots.pop("gradient_norm")
+    branch_rms = {part: roots.pop(f"branch/{part}") for part in PARTS}
+    return Prediction(shortcut_std, gradient_norm, float(gradient_norm[0] / gradient_norm[-1]), roots, branch_rms)
+
+
+def _squares_at(
+    arch: Architecture, batch_size: int, tokens: np.ndarray | None, networks: int | None, length: int
+) -> dict[str, np.ndarray]:
+    """As `_mean_squares`, of the batch's tokens in sequences of that length instead."""
+    count = max(1, round(batch_size * arch.seq_len / length))
+    if tokens is not None:
+        starts = np.arange(arch.seq_len // length) * length
+        tokens = np.concatenate([tokens[:, start : start + length + 1] for start in starts])
+        count = len(tokens)
+    squares = _mean_squares(replace(arch, seq_len=length), count, tokens, networks)
+    fewer = count * length / (batch_size * arch.seq_len)
+    return {
+        name: square if name == "shortcut_std" or name.startswith("branch/") else square * fewer
+        for name, square in squares.items()
+    }
+
+
+def _mean_squares(
+    arch: Architecture, batch_size: int, tokens: np.ndarray | None, networks: int | None
+) -> dict[str, np.ndarray]:
+    """`_squares` in the mean over the whole ensemble."""
     seeds = np.random.SeedSequence(0)
     half = -(-(ensemble_size(arch, tokens) if networks is None else networks) // 2)
     rng = np.random.default_rng(seeds)
@@ -94,11 +129,7 @@ def predict(
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         drawn = list(pool.map(squares, groups, draws))
     sizes = [len(group) for group in groups]
-    means = {name: np.average([part[name] for part in drawn], axis=0, weights=sizes) for name in drawn[0]}
-    roots = {name: np.sqrt(np.maximum(mean, 0.0)) for name, mean in means.items()}
-    shortcut_std, gradient_norm = roots.pop("shortcut_std"), roots.pop("gradient_norm")
-    branch_rms = {part: roots.pop(f"branch/{part}") for part in PARTS}
-    return Prediction(shortcut_std, gradient_norm, float(gradient_norm[0] / gradient_norm[-1]), roots, branch_rms)
+    return {name: np.average([part[name] for part in drawn], axis=0, weights=sizes) for name in drawn[0]}
 
 
 @dataclass(frozen=True)
@@ -289,7 +320,7 @@ def _radial_share(
     return np.maximum(shortcut + felt - along, 0) / growth
 
 
-def _logit_variance(arch: Architecture) -> float:
+def logit_variance(arch: Architecture) -> float:
     """Largest over layers, for tokens of unit variance."""
     scheme = attention_scheme(arch.attention)
     if scheme.normed:
@@ -301,7 +332,7 @@ def _logit_variance(arch: Architecture) -> float:
 
 def ensemble_size(arch: Architecture, tokens: np.ndarray | None) -> int:
     """Networks to follow: more where given tokens, depth or sharp attention set them apart, fewer of wide ones."""
-    sharpness = min(_logit_variance(arch), 4.0)
+    sharpness = min(logit_variance(arch), 4.0)
     wanted = (64 if tokens is None else 256) * (1 + sharpness * arch.num_layers / 6)
     wanted *= min(1.0, 1024 / arch.d_model) ** 4
     size = 2 * arch.seq_len

@@ -19,6 +19,7 @@ from theory.initialization import MATRIX_KINDS, OUTPUTS, Initialization, initial
 from theory.propagation import Prediction, ensemble_size, predict
 
 _CLOSE = 0.005  # relative, of what is solved for
+_SEARCHED = 64  # tokens
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ class Recommendation:
 def recommend(arch: Architecture, max_amplification: float = 2.0, networks: int | None = None) -> Recommendation:
     """Judge `arch` and prescribe. networks: as for `predict`, which is called some 20 times.
 
-    None: 16, which leave 1 to 2 %, or as few as `predict` needs of a wide model.
-
+    None: 16, which leave 1 to 2 %, or as few as `predict` needs of a wide model. Of longer sequences than 64 tokens the
+    architecture as it is is predicted; what is changed, at 64 tokens, with amplification^2 - 1 in the same proportion.
     Raises ValueError for a budget that is not above 1.
     """
     if not (math.isfinite(max_amplification) and max_amplification > 1):
@@ -75,19 +76,36 @@ def recommend(arch: Architecture, max_amplification: float = 2.0, networks: int 
     if networks is None:
         networks = min(16, ensemble_size(arch, None))
 
-    def amplification(changed: Architecture) -> float:
-        return _worst(predict(changed, networks=networks))
-
     now = predict(arch, networks=networks)
-    worst = _worst(now)
+    worst, length = _worst(now), min(arch.seq_len, _SEARCHED)
+
+    def at_length(changed: Architecture) -> float:
+        return _worst(predict(replace(changed, seq_len=length), networks=networks))
+
+    def longer(changed: Architecture, full: float) -> float:
+        return (full**2 - 1) / max(at_length(changed) ** 2 - 1, 1e-9) if length < arch.seq_len else 1.0
+
+    as_it_is = longer(arch, worst)
+
+    def amplification(changed: Architecture) -> float:
+        return math.sqrt(1 + as_it_is * (at_length(changed) ** 2 - 1))
+
+    def smallest(change: Callable[[float], Architecture], guess: float) -> float | None:
+        """Where the changed architecture meets the budget; a second time with the proportion found there."""
+        found = _smallest(lambda m: amplification(change(m)), guess, max_amplification)
+        if found is None or length == arch.seq_len:
+            return found
+        there = longer(change(found), _worst(predict(change(found), networks=networks)))
+        return _smallest(lambda m: math.sqrt(1 + there * (at_length(change(m)) ** 2 - 1)), found, max_amplification)
+
     added = max(now.shortcut_std[-1] ** 2 - now.shortcut_std[0] ** 2, 0.0)
     at_one = amplification(_multiplied(arch, 1 / _table_std(arch)))
     guess = math.sqrt(max(added, 1e-12) / (max_amplification**2 - 1)) / _table_std(arch)
-    multiplier = _smallest(lambda m: amplification(_multiplied(arch, m)), guess, max_amplification)
+    multiplier = smallest(lambda m: _multiplied(arch, m), guess)
     gain: float | None = 1.0
     if worst > max_amplification:
         first = math.sqrt((max_amplification**2 - 1) / (worst**2 - 1))
-        found = _smallest(lambda m: amplification(_with_gain(arch, 1 / m)), 1 / first, max_amplification)
+        found = smallest(lambda m: _with_gain(arch, 1 / m), 1 / first)
         gain = None if found is None else 1 / found
     depth, deeper = _depth(arch, amplification, max_amplification)
     return Recommendation(

@@ -100,3 +100,10 @@ def test_a_narrow_stand_in_keeps_the_table_as_large_as_its_width_asks():
     narrow = proxy(wide, 96)
     np.testing.assert_allclose(narrow.std("embedding"), wide.std("embedding") * (2304 / 96) ** 0.5)
     np.testing.assert_allclose(predict(narrow).shortcut_std[0], predict(wide, networks=2).shortcut_std[0], rtol=0.01)
+
+
+def test_a_longer_sequence_is_searched_at_a_shorter_one_and_still_meets_the_budget():
+    found = recommend(replace(SMALL, seq_len=160, initialization="he"), 2.0, networks=16)
+    got = predict(found.with_multiplier, networks=32)
+    assert found.with_multiplier.seq_len == 160
+    np.testing.assert_allclose(got.gradient_norm.max() / got.gradient_norm[-1], 2.0, rtol=0.05)
