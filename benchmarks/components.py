@@ -18,6 +18,7 @@ import argparse
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import jax
@@ -27,12 +28,12 @@ import pandas as pd
 
 import models
 from models.attention import attend
-from models.feed_forward import feed_forward
+from models.feed_forward import activate, feed_forward
 from models.linear import linear
 from models.normalization import normalize
 from models.parameters import Linear, Norm
 from theory import Architecture, Initialization
-from theory.activation import ACTIVATIONS
+from theory.activation import ACTIVATIONS, activation
 from theory.architecture import NORMS
 from theory.gram import Draws, root
 from theory.random_attention import flat, uniform_attention
@@ -43,7 +44,10 @@ from theory.token_batch import TokenBatch
 WIDTHS, LENGTHS = (64, 96, 128, 192, 256, 384, 512), (16, 24, 32, 48, 64, 96, 128, 192, 256)
 ENOUGH = {"norm": 0.0003, "feed_forward": 0.0005, "attention": 0.002}
 CHAIN = {"feed_forward": ("up", "down"), "attention": ("value", "output")}
-LEAST_DRAWS, TOKENS = 32, 512
+LEAST_DRAWS, LEAST_NETWORKS, TOKENS = 32, 16, 256
+SAME_SHAPE = 3  # settings in a row that differ in their numbers only, as compiling takes longer than measuring
+NUMBERS = ("variance", "correlations", "std")
+UNIT = Initialization("unit", 1.0, {}, "this benchmark")
 KINDS = (
     ("norm", False), ("feed_forward", False), ("attention", False), ("feed_forward", True), ("attention", True)
 )  # fmt: skip
@@ -72,34 +76,37 @@ class Setting:
     correlation: float
     gradient_correlation: float
     logit_std: float
+    seed: int
 
 
 def settings(count: int, seed: int = 0) -> Iterator[Setting]:
-    """`count` settings of each component: sizes and scales uniform in their logarithm, the rest uniform."""
+    """At least `count` settings of each component: scales uniform in their logarithm, the rest uniform."""
     draw = np.random.default_rng(seed)
-    for number in range(len(KINDS) * count):
-        component, normed = KINDS[number % len(KINDS)]
+    for component, normed in KINDS * -(-count // SAME_SHAPE):
         d, length = int(draw.choice(WIDTHS)), int(draw.choice(LENGTHS))
         heads = int(draw.choice([h for h in (1, 2, 4, 8, 16) if d % h == 0 and d // h >= 16 and d // h % 2 == 0]))
-        variance = 10 ** draw.uniform(-6, 2) if component == "norm" else 10 ** draw.uniform(-1, 1)
-        logit_std = float(np.exp(draw.uniform(np.log(0.05), np.log(2))))
-        up, down = 10 ** draw.uniform(-1, 0.6), 10 ** draw.uniform(-1, 0.6)
-        score = logit_std / ((1 if normed else variance) * d)  # the product of the stds of W_Q and W_K
-        tilt = 10 ** draw.uniform(-0.5, 0.5)
         d_ff = int(draw.choice([d, 2 * d, 8 * d // 3, 4 * d]))
-        std = {
-            "attention.query": np.sqrt(score) * tilt, "attention.key": np.sqrt(score) / tilt,
-            "attention.value": np.sqrt(up / d), "attention.output": np.sqrt(down / d),
-            "feed_forward.up": np.sqrt(up / d), "feed_forward.gate": np.sqrt(10 ** draw.uniform(-1, 0.6) / d),
-            "feed_forward.down": np.sqrt(down / d_ff),
-        }  # fmt: skip
         arch = Architecture(
             num_layers=1, d_model=d, num_heads=heads, num_kv_heads=int(draw.choice([1, heads, heads])), d_ff=d_ff,
             vocab_size=2, seq_len=length, block="no_norm", norm=str(draw.choice(NORMS)),
             activation=str(draw.choice(list(ACTIVATIONS))), positions=str(draw.choice(["none", "rope"])),
-            initialization=Initialization("drawn", 1.0, {kind: float(s) for kind, s in std.items()}, "this benchmark"),
         )  # fmt: skip
-        yield Setting(component, normed, arch, float(variance), draw.uniform(0, 0.9), draw.uniform(0, 0.9), logit_std)
+        for _ in range(SAME_SHAPE):
+            variance = 10 ** draw.uniform(-6, 2) if component == "norm" else 10 ** draw.uniform(-1, 1)
+            logit_std = float(np.exp(draw.uniform(np.log(0.05), np.log(2))))
+            score, tilt = logit_std / ((1 if normed else variance) * d), 10 ** draw.uniform(-0.5, 0.5)
+            up, gate, down = 10 ** draw.uniform(-1, 0.6, 3)  # what the matrices multiply a mean square by
+            std = {
+                "attention.query": np.sqrt(score) * tilt, "attention.key": np.sqrt(score) / tilt,
+                "attention.value": np.sqrt(up / d), "attention.output": np.sqrt(down / d),
+                "feed_forward.up": np.sqrt(up / d), "feed_forward.gate": np.sqrt(gate / d),
+                "feed_forward.down": np.sqrt(down / d_ff),
+            }  # fmt: skip
+            drawn = Initialization("drawn", 1.0, {kind: float(value) for kind, value in std.items()}, "this benchmark")
+            yield Setting(
+                component, normed, dataclasses.replace(arch, initialization=drawn), float(variance),
+                draw.uniform(0, 0.9), draw.uniform(0, 0.9), logit_std, int(draw.integers(2**31)),
+            )  # fmt: skip
 
 
 def mean_of(draws: np.ndarray, controls: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -114,16 +121,18 @@ def mean_of(draws: np.ndarray, controls: np.ndarray) -> tuple[np.ndarray, np.nda
     return fitted[0], error / fitted[0]
 
 
-def until(enough: float, seconds: float, draw: Callable[[int], np.ndarray]) -> tuple[np.ndarray, np.ndarray, int]:
+def until(
+    enough: float, seconds: float, least: int, draw: Callable[[int], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, int]:
     """Means of output and gradient from calls of `draw`, their standard errors, and the number of draws.
 
     draw: of the number of the call, gives [n, 2 + controls]. It stops when both errors are below `enough`, or when the
-    time is up, but not before LEAST_DRAWS.
+    time is up, but not before it has `least`.
     """
     parts, start = [draw(0)], time.perf_counter()
     while True:
         drawn = np.concatenate(parts).astype(np.float64)
-        if len(drawn) >= LEAST_DRAWS:
+        if len(drawn) >= least:
             means, errors = mean_of(drawn[:, :2], drawn[:, 2:])
             if errors.max() <= enough or time.perf_counter() - start > seconds:
                 return means, errors, len(drawn)
@@ -135,9 +144,9 @@ def predicted(setting: Setting, seconds: float) -> tuple[np.ndarray, np.ndarray,
     arch, length = setting.arch, setting.arch.seq_len
     kernel = _kernel(length, setting.correlation) * setting.variance
     gradient = _kernel(length, setting.gradient_correlation)
-    n = 2 * int(np.clip(2**20 // length**2, 8, 128))
+    n = 2 * int(np.clip(2**18 // length**2, LEAST_NETWORKS // 2, 128))
     batch = TokenBatch.of(arch, 1, np.zeros((n, 1, length + 1), int), random=False)
-    seeds, mean = np.random.SeedSequence(1), uniform_attention(length).astype(np.float32)
+    seeds, mean = np.random.SeedSequence(setting.seed), uniform_attention(length).astype(np.float32)
 
     def networks(_: int) -> np.ndarray:
         draws = Draws.of(seeds.spawn(1)[0])
@@ -166,81 +175,100 @@ def predicted(setting: Setting, seconds: float) -> tuple[np.ndarray, np.ndarray,
         drawn = np.column_stack([size, diagonal(returned).mean(axis=1), *controls])
         return drawn.reshape(2, n // 2, -1).mean(axis=0)  # a network and its mirror image
 
-    return until(ENOUGH[setting.component] / 2, seconds, networks)
+    return until(ENOUGH[setting.component] / 2, seconds, LEAST_NETWORKS, networks)
 
 
 def measured(setting: Setting, seconds: float) -> tuple[np.ndarray, np.ndarray, int]:
     """The same by autodiff of the model's component; standard errors; draws of the weights.
 
-    Each draw of the weights is seen by about TOKENS tokens' worth of independent sequences. Among the controls is a
+    Each draw of the weights is seen by about TOKENS tokens' worth of independent sequences.
+    """
+    arch = setting.arch
+    size = int(np.clip(2**18 // (arch.d_model * max(arch.seq_len, TOKENS)) * 4, 8, LEAST_DRAWS))
+    many = compiled(setting.component, setting.normed, dataclasses.replace(arch, initialization=UNIT))
+    numbers = {
+        "variance": setting.variance,
+        "correlations": (setting.correlation, setting.gradient_correlation),
+        "std": {kind.partition(".")[2]: arch.std(kind)[0] for kind in arch.matrices if setting.component in kind},
+    }
+    numbers = jax.tree.map(np.float32, numbers)
+
+    def weights(call: int) -> np.ndarray:
+        return np.asarray(many(jax.random.split(jax.random.fold_in(jax.random.key(setting.seed), call), size), numbers))
+
+    return until(ENOUGH[setting.component], seconds, LEAST_DRAWS, weights)
+
+
+@lru_cache(maxsize=1)
+def compiled(component: str, normed: bool, arch: Architecture) -> Callable[[jax.Array, dict], jax.Array]:
+    """A function of keys [n] and a setting's numbers: mean squares of output and input gradient, and the controls, [n].
+
+    arch: with weights of unit variance, which the setting's standard deviations multiply. Among the controls is a
     linear component of the same weights: the identity for the activation, the causal mean for attention.
     """
-    arch, component = setting.arch, setting.component
-    count = max(2, TOKENS // arch.seq_len)
-    shape = (count, arch.seq_len, arch.d_model)
+    shape = (max(1, TOKENS // arch.seq_len), arch.seq_len, arch.d_model)
     mean = uniform_attention(arch.seq_len) if component == "attention" else np.eye(arch.seq_len)
-    averaged = [
-        np.trace(a @ _kernel(arch.seq_len, r) @ a.T) / arch.seq_len
-        for a, r in ((mean, setting.correlation), (mean.T, setting.gradient_correlation))
-    ]
 
-    def tokens(key: jax.Array, correlation: float) -> jax.Array:
+    def tokens(key: jax.Array, correlation: jax.Array) -> jax.Array:
         own, common = jax.random.split(key)
-        shared = jax.random.normal(common, (count, 1, arch.d_model))
+        shared = jax.random.normal(common, (shape[0], 1, arch.d_model))
         return jnp.sqrt(1 - correlation) * jax.random.normal(own, shape) + jnp.sqrt(correlation) * shared
-
-    def average(x: jax.Array, back: bool = False) -> jax.Array:
-        return jnp.einsum("ts,bsi->bti", jnp.asarray(mean.T if back else mean, jnp.float32), x)
 
     def mean_square(x: jax.Array) -> jax.Array:
         return jnp.mean(jnp.square(x))
 
-    def once(key: jax.Array) -> jax.Array:
-        keys = jax.random.split(key, 3)
-        x = tokens(keys[0], setting.correlation) * np.float32(np.sqrt(setting.variance))
-        g = tokens(keys[1], setting.gradient_correlation)
-        controls = [mean_square(x) / setting.variance - 1, mean_square(g) - 1]
-        controls.append(mean_square(average(x)) / (setting.variance * averaged[0]) - 1)
-        controls.append(mean_square(average(g, back=True)) / averaged[1] - 1)
+    def average(x: jax.Array, a: np.ndarray) -> jax.Array:
+        return jnp.einsum("ts,bsi->bti", jnp.asarray(a, jnp.float32), x)
+
+    def averaged(correlation: jax.Array, a: np.ndarray) -> jax.Array:
+        """What averaging leaves of the mean square of tokens of that correlation."""
+        own, common = np.square(a).sum() / len(a), np.square(a.sum(axis=1)).mean()
+        return (1 - correlation) * own + correlation * common
+
+    def once(key: jax.Array, numbers: dict) -> jax.Array:
+        keys, variance, (forth, back), std = jax.random.split(key, 3), *(numbers[name] for name in NUMBERS)
+        x, g = tokens(keys[0], forth) * jnp.sqrt(variance), tokens(keys[1], back)
+        controls = [mean_square(x) / variance - 1, mean_square(g) - 1]
+        controls.append(mean_square(average(x, mean)) / (variance * averaged(forth, mean)) - 1)
+        controls.append(mean_square(average(g, mean.T)) / averaged(back, mean.T) - 1)
         if component == "feed_forward":  # mirror images: F(u) and F(-u) share what is odd
             x, g = jnp.concatenate([x, -x]), jnp.concatenate([g, g])
         z, through_norm = x, None
-        if setting.normed or component == "norm":
+        if normed or component == "norm":
             z, through_norm = jax.vjp(lambda x: normalize(Norm(jnp.ones(arch.d_model), None), x, arch), x)
         if component == "norm":
             return jnp.stack([mean_square(z), mean_square(through_norm(g)[0]), *controls])
         layer, (first, last) = feed_forward if component == "feed_forward" else attend, CHAIN[component]
         weights = jax.tree.map(lambda leaf: leaf[0], getattr(models.init(keys[2], arch).blocks, component))
-        y, back, outputs = jax.vjp(lambda z: layer(weights, z, arch)[:2], z, has_aux=True)
+        scaled = {name: Linear(getattr(weights, name).weight * value, None) for name, value in std.items()}
+        weights = dataclasses.replace(weights, **scaled)
+        gains = {name: std[name] ** 2 * len(matrix.weight) for name, matrix in scaled.items()}
+        y, reach, outputs = jax.vjp(lambda z: layer(weights, z, arch)[:2], z, has_aux=True)
 
         def linearised(z: jax.Array) -> jax.Array:
-            hidden = linear(getattr(weights, first), average(z))
+            hidden = linear(scaled[first], average(z, mean))
             if component == "attention":
                 group = arch.num_heads // arch.kv_heads
                 hidden = jnp.repeat(hidden.reshape(*z.shape[:2], arch.kv_heads, -1), group, axis=2).reshape(z.shape)
-            return linear(getattr(weights, last), hidden)
+            return linear(scaled[last], hidden)
 
-        flat_y, flat_back = jax.vjp(linearised, z)
-        through = _gain(arch, f"{component}.{first}") * _gain(arch, f"{component}.{last}")
-        controls.append(mean_square(flat_y) / (through * mean_square(average(z))) - 1)
-        controls.append(mean_square(flat_back(g)[0]) / (through * mean_square(average(g, back=True))) - 1)
-        matrix = getattr(weights, last).weight
-        before = layer(dataclasses.replace(weights, **{last: Linear(jnp.eye(len(matrix)), None)}), z, arch)[0]
-        controls.append(mean_square(y) / (_gain(arch, f"{component}.{last}") * mean_square(before)) - 1)
+        flat_y, flat_reach = jax.vjp(linearised, z)
+        through = gains[first] * gains[last]
+        controls.append(mean_square(flat_y) / (through * mean_square(average(z, mean))) - 1)
+        controls.append(mean_square(flat_reach(g)[0]) / (through * mean_square(average(g, mean.T))) - 1)
+        if component == "attention":
+            before = attend(dataclasses.replace(weights, output=Linear(jnp.eye(arch.d_model), None)), z, arch)[0]
+        elif weights.gate is None:
+            before = activate(activation(arch.activation), outputs["up"])
+        else:
+            before = activate(activation(arch.activation), outputs["gate"]) * outputs["up"]
+        controls.append(mean_square(y) / (gains[last] * mean_square(before)) - 1)
         for name in sorted(set(outputs) - {last}):
-            controls.append(mean_square(outputs[name]) / (_gain(arch, f"{component}.{name}") * mean_square(z)) - 1)
-        returned = back(g) if through_norm is None else through_norm(back(g)[0])
+            controls.append(mean_square(outputs[name]) / (gains[name] * mean_square(z)) - 1)
+        returned = reach(g) if through_norm is None else through_norm(reach(g)[0])
         return jnp.stack([mean_square(y), mean_square(returned[0]), *controls])
 
-    size = int(np.clip(2**18 // (arch.d_model * max(arch.seq_len, TOKENS)) * 4, 8, LEAST_DRAWS))
-    many = jax.jit(lambda keys: jax.lax.map(once, keys))
-    keys = jax.random.key(0)
-    jax.block_until_ready(many(jax.random.split(keys, size)))  # compiles before the clock starts
-
-    def weights(call: int) -> np.ndarray:
-        return np.asarray(many(jax.random.split(jax.random.fold_in(keys, call), size)))
-
-    return until(ENOUGH[component], seconds, weights)
+    return jax.jit(lambda keys, numbers: jax.lax.map(lambda key: once(key, numbers), keys))
 
 
 def _size(rows: np.ndarray) -> np.ndarray:
