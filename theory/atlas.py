@@ -119,7 +119,7 @@ def _schemes() -> list[str]:
         r"$\nu$ is a norm, $f$ a sub-layer; $f_\nu$ has a norm before its last matrix. "
         r"$N$ blocks, $n$ the number of one. A last norm stands before the head where the third column says so."
     )
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (_name(b.name), _math(_arrangement(b)), "yes" if b.final_norm else "no", words(_learned(b) + b.source))
         for b in BLOCKS.values()
     ]
