@@ -11,7 +11,7 @@ Both sides are means over random draws. They are taken with control variates, qu
 exactly (the input's own mean square, the size of a linear layer's output given its input, ...), which leave
 expectations as they are and let fewer draws do.
 
-    python benchmarks/components.py [--settings 50] [--seconds 1] [--out FILE.csv]
+    python benchmarks/components.py [--settings 18] [--seconds 1] [--out FILE.csv]
 """
 
 import argparse
@@ -287,7 +287,7 @@ def _gain(arch: Architecture, kind: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--settings", type=int, default=50, help="settings of each component")
+    parser.add_argument("--settings", type=int, default=6, help="settings of each component")
     parser.add_argument("--seconds", type=float, default=1, help="most seconds of measuring a setting")
     parser.add_argument("--out", type=Path, help="CSV file for every setting's rows")
     options = parser.parse_args()
