@@ -55,7 +55,7 @@ _INTRODUCTION = (
     "the authors' code or configuration, [S] or [secondary] in a digest, [M] from memory.",
     "Written from the code that proves and predicts; nothing in it is typed by hand.",
 )
-_PAPER = re.compile(r"(?:([A-Z][^;:()\[\]]*?),? )?arXiv (\d{4}\.\d{4,5})")
+_PAPER = re.compile(r"(?:(?<![\w-])([A-Z][^;:()\[\]]*?),? )?arXiv (\d{4}\.\d{4,5})")
 _OWN = "this derivation"
 
 
