@@ -1,4 +1,4 @@
-"""The command line of the theory: python -m theory list | derive TOPIC | predict | bound | recommend.
+"""The command line of the theory: python -m theory list | derive TOPIC | atlas | predict | bound | recommend.
 
 Exit status 0: done; 1: a check failed; 2: wrong usage, with one line that names the field, the value and the choices.
 """
@@ -7,12 +7,14 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
 
 from theory.architecture import Architecture
+from theory.atomic_file import write_atomically
 from theory.block import block
 from theory.command_line import ArchitectureFlags, Preset, architecture, parse, run
 from theory.embedding import embedding
@@ -33,6 +35,14 @@ class Derive:
     """what to print it as"""
     check: bool = False
     """re-prove every step and say how each is known"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Atlas:
+    """Write every derivation, symbol and scheme as one LaTeX document, every step proven again."""
+
+    out: Path = Path("atlas.tex")
+    """file to write; its folder must exist"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +89,7 @@ class RecommendOptions:
 Command = (
     Annotated[List, tyro.conf.subcommand("list")]
     | Annotated[Derive, tyro.conf.subcommand("derive")]
+    | Annotated[Atlas, tyro.conf.subcommand("atlas")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[BoundOptions, tyro.conf.subcommand("bound")]
     | Annotated[RecommendOptions, tyro.conf.subcommand("recommend")]
@@ -90,6 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands: dict[type, Callable[[Any], int]] = {
         List: _list,
         Derive: _derive,
+        Atlas: _atlas,
         Predict: _predict,
         BoundOptions: _bound,
         RecommendOptions: _recommend,
@@ -144,6 +156,24 @@ def _derive(options: Derive) -> int:
     check = derivation.check() if options.check else None
     print(getattr(derivation, f"to_{options.format}")(check))
     return 0 if check is None or check.holds else 1
+
+
+def _atlas(options: Atlas) -> int:
+    from theory.atlas import atlas
+    from theory.derivation import derive, topics
+
+    if not options.out.parent.is_dir():
+        raise ValueError(f"out: there is no folder {str(options.out.parent)!r}")
+    checks = {name: derive(name).check() for name in topics()}
+    try:
+        write_atomically(options.out, lambda path: path.write_text(atlas(checks), encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"out: cannot write {str(options.out)!r}: {error.strerror}") from error
+    print(f"{options.out}: {len(checks)} derivations; pdflatex, twice, makes the PDF")
+    failed = [name for name, check in checks.items() if not check]
+    for name in failed:
+        print(f"a step of {name} failed", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _predict(options: Predict) -> int:

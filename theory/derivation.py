@@ -135,7 +135,7 @@ def _outcome(step: Step) -> Outcome:
     return Outcome(step, how is not None, how or "FAILED: not zero, or not proven")
 
 
-_TOPIC_MODULES = ("normalization", "feed_forward", "attention", "residual", "conditions")
+_TOPIC_MODULES = ("normalization", "feed_forward", "attention", "residual", "conditions", "norm_scale")
 TOPICS: dict[str, tuple[str, Callable[[], Derivation]]] = {}
 
 

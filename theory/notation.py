@@ -74,6 +74,10 @@ C_ffn = _positive("C_ffn", "feed-forward constant, (sqrt d + sqrt d_ff)^2", "coo
 C_attn = _positive("C_attn", "attention constant, 2 sqrt(d) ||J^Z||")
 norm_P = _positive("pi_P", "spectral norm of a head's attention matrix P over the T positions")
 column_sum = _positive("c_P", "largest column sum of a head's attention matrix P")
+gradient_above = _positive("g_u", "root mean square of a gradient's coordinates above a norm", "nats")
+gradient_rms = _positive("g_x", "root mean square of a gradient's coordinates in the stream", "nats / stream unit")
+adam_epsilon = _positive("epsilon_A", "number Adam adds to the root of its second moment", "nats / stream unit")
+tolerance = _positive("tau", "share by which a quantity may differ from its limit")
 excess_attn = _non_negative("r_attn", "what the attention bound exceeds 1 by")
 excess_ffn = _non_negative("r_ffn", "what the feed-forward bound exceeds 1 by")
 

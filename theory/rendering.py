@@ -11,6 +11,8 @@ from xml.sax.saxutils import escape
 
 import sympy as sp
 
+from theory.latex import display, formula, words
+
 if TYPE_CHECKING:
     from theory.derivation import Check, Derivation
 
@@ -31,18 +33,16 @@ def markdown(derivation: "Derivation", check: "Check | None" = None) -> str:
     """Markdown, statements between dollar signs."""
     lines = [f"## {derivation.title}", "", *derivation.remarks, ""]
     for number, (step, how) in enumerate(_steps(derivation, check), 1):
-        lines += [f"{number}. $${_latex(step.statement)}$$", f"   {step.reason} *({how}; {step.source})*", ""]
+        lines += [f"{number}. $${formula(step.statement)}$$", f"   {step.reason} *({how}; {step.source})*", ""]
     return "\n".join(lines)
 
 
 def latex(derivation: "Derivation", check: "Check | None" = None) -> str:
-    """A LaTeX section; texts are escaped."""
-    lines = [rf"\section*{{{_tex(derivation.title)}}}", *map(_tex, derivation.remarks), r"\begin{enumerate}"]
+    """A LaTeX section; texts are escaped, statements wider than a line are split."""
+    lines = [rf"\section*{{{words(derivation.title)}}}", *map(words, derivation.remarks), r"\begin{enumerate}"]
     for step, how in _steps(derivation, check):
-        lines += [
-            rf"\item \[{_latex(step.statement)}\]",
-            f"{_tex(step.reason)} \\emph{{({_tex(how)}; {_tex(step.source)})}}",
-        ]
+        known = f"{words(how)}; {words(step.source)}"
+        lines += [rf"\item {words(step.reason)} \[{display(step.statement)}\]", rf"\emph{{({known})}}"]
     return "\n".join([*lines, r"\end{enumerate}", ""])
 
 
@@ -82,12 +82,3 @@ def _steps(derivation: "Derivation", check: "Check | None") -> list[tuple]:
     if check is None:
         return [(step, step.kind) for step in derivation.steps]
     return [(outcome.step, outcome.how) for outcome in check.outcomes]
-
-
-def _latex(statement: sp.Basic) -> str:
-    return sp.latex(statement)
-
-
-def _tex(words: str) -> str:
-    special = {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}", "‖": r"$\Vert$", "σ": r"$\sigma$"}
-    return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in words)

@@ -7,10 +7,8 @@ or a whole one.
 import dataclasses
 import hashlib
 import json
-import os
 import platform
 import tempfile
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,6 +16,7 @@ import jax
 import sympy as sp
 import xarray as xr
 
+from theory.atomic_file import write_atomically
 from verify.training.corpus import load_corpus
 from verify.training.loop import Run
 
@@ -72,18 +71,6 @@ def require_writable(folder: Path, field: str = "out") -> None:
             pass
     except OSError as error:
         raise ValueError(f"{field}: cannot write to folder {str(folder)!r}: {error.strerror}") from error
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call write(temporary path) beside `path`, flush it to the disk and rename it; a failed one leaves nothing."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def plain(value: object) -> object:

@@ -1,0 +1,72 @@
+"""What a norm makes of the stream's scale, against autodiff, Optax, and the derivations' own constants."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from theory import Architecture, Initialization
+from theory.norm_scale import (
+    adam_step,
+    epsilon_table,
+    kept_gain,
+    normed_variance,
+    preset_table,
+    stream_gradient,
+)
+from verify import measure
+
+EPSILON, WIDTH = 1e-5, 128
+STDS = np.array([1.0, 0.004])
+
+
+def test_gradient_below_the_last_norm_against_autodiff() -> None:
+    """Blocks that write nothing leave the embedding as the stream; a small head makes the loss's gradient the same."""
+    zero = {"attention.output": 0.0, "feed_forward.down": 0.0, "embedding": 1.0, "head": 1e-3}
+    flat = Initialization("flat", 0.02, zero, "this test")
+    norms = []
+    for std in STDS:
+        arch = Architecture(
+            num_layers=1, d_model=WIDTH, seq_len=16, vocab_size=64, norm_epsilon=EPSILON, initialization=flat,
+            embedding=float(std),
+        )  # fmt: skip
+        measured = measure(arch, batch_size=4, seeds=4)
+        norms.append(np.sqrt(np.square(measured.gradient_norm[:, -1]).mean()))
+        assert measured.shortcut_std.mean() == pytest.approx(std, rel=0.02)
+    predicted = stream_gradient(1.0, STDS, EPSILON, WIDTH)
+    # tokens differ in length: the mean of 1 / |x|^2 is 2 / d above the inverse of the mean, the root of that 1 / d
+    assert norms[1] / norms[0] == pytest.approx(predicted[1] / predicted[0], rel=1 / WIDTH + 0.005)
+    assert predicted[1] / predicted[0] < 200  # 250 without epsilon
+
+
+def test_values_on_arrays_and_their_limits() -> None:
+    assert normed_variance(np.array([0.02, 0.006]), 1e-5) == pytest.approx([4e-4 / 4.1e-4, 3.6e-5 / 4.6e-5])
+    assert kept_gain(STDS, EPSILON) == pytest.approx(np.sqrt(normed_variance(STDS, EPSILON)))
+    large = np.array([10.0, 100.0, 1000.0])
+    assert stream_gradient(1.0, large, EPSILON, WIDTH) * large == pytest.approx(np.sqrt(126 / 128), rel=1e-6)
+    assert stream_gradient(1.0, 1e-9, EPSILON, WIDTH) == pytest.approx(np.sqrt((WIDTH - 1) / WIDTH / EPSILON))
+
+
+def test_adam_step_against_optax() -> None:
+    adam = optax.scale_by_adam(0.9, 0.95, 1e-8)
+    for gradient in (1e-6, 1e-8, 1e-10):
+        value = jnp.array([gradient, -gradient])
+        with jax.numpy_dtype_promotion("standard"):
+            update, _ = adam.update(value, adam.init(value))
+        assert np.abs(np.asarray(update)) == pytest.approx(adam_step(gradient, 1e-8), rel=1e-4)
+
+
+def test_which_embeddings_are_within_one_and_ten_per_cent() -> None:
+    table = {(e.name, e.d_model, e.epsilon): e.within for e in epsilon_table(("gpt2", "opt", "megatron", "palm"))}
+    assert {e: table["gpt2", 768, e] for e in (1e-5, 1e-6)} == {1e-5: "10 %", 1e-6: "1 %"}
+    assert {e: table["opt", 5120, e] for e in (1e-5, 1e-6)} == {1e-5: "beyond", 1e-6: "10 %"}
+    assert [table["megatron", d, 1e-5] for d in (128, 768, 2048, 5120)] == ["1 %", "10 %", "10 %", "beyond"]
+    assert table["palm", 12288, 1e-5] == "1 %"
+    # the widths in the derivation's last reason
+    for tolerance, width in ((0.01, 404), (0.1, 4444)):
+        lost = [epsilon_table(("megatron",), (d,), (1e-5,))[0].lost_variance for d in (width, width + 1)]
+        assert lost[0] <= tolerance < lost[1]
+    recipes = {e.name: e for e in preset_table()}
+    assert recipes["opt-175b"].within == "beyond" and recipes["llama-7b"].within == "1 %"
+    assert not {"bloom-176b", "glm-130b", "olmo2-7b"} & set(recipes)  # embedding LayerNorm; no norm on what enters
