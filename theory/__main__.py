@@ -1,4 +1,4 @@
-"""The command line of the theory: python -m theory list | derive TOPIC | predict | bound | recommend.
+"""The command line of the theory: python -m theory list | derive TOPIC | predict | bound | recommend | growth.
 
 Exit status 0: done; 1: a check failed; 2: wrong usage, with one line that names the field, the value and the choices.
 """
@@ -76,12 +76,21 @@ class RecommendOptions:
     """also describe the model of this d_model that has the same propagation"""
 
 
+@dataclasses.dataclass(frozen=True)
+class GrowthOptions:
+    """How the gradient amplification grows with depth, for every block with this model's other settings."""
+
+    arch: ArchitectureFlags = dataclasses.field(default_factory=ArchitectureFlags)
+    """the model; its block and num_layers play no role"""
+
+
 Command = (
     Annotated[List, tyro.conf.subcommand("list")]
     | Annotated[Derive, tyro.conf.subcommand("derive")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[BoundOptions, tyro.conf.subcommand("bound")]
     | Annotated[RecommendOptions, tyro.conf.subcommand("recommend")]
+    | Annotated[GrowthOptions, tyro.conf.subcommand("growth")]
 )
 
 
@@ -93,6 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
         Predict: _predict,
         BoundOptions: _bound,
         RecommendOptions: _recommend,
+        GrowthOptions: _growth,
     }
 
     def chosen() -> int:
@@ -192,6 +202,19 @@ def _recommend(options: RecommendOptions) -> int:
         for kind in ("embedding", *small.matrices, *(() if small.tied else ("head",))):
             first, last = small.std(kind)[[0, -1]]
             print(f"  {kind:<22}{first:.4g}" + ("" if first == last else f" in block 1, {last:.4g} in the last"))
+    return 0
+
+
+def _growth(options: GrowthOptions) -> int:
+    from theory.block import BLOCKS
+    from theory.growth import growth
+
+    arch = architecture(options.arch)
+    print(f"{'block':<16}{'growth':<24}{'exponent':<12}{'rate':<12}derived from")
+    for name in BLOCKS:
+        found = growth(dataclasses.replace(arch, block=name))
+        note = "" if found.flat_logits else "; the score path, here not small, is left out"
+        print(f"{name:<16}{found.kind:<24}{found.exponent:<12.4g}{found.rate:<12.4g}{found.topic}{note}")
     return 0
 
 

@@ -1,0 +1,228 @@
+"""How the gradient amplification grows with the number of blocks N: constant, logarithm, power, or an exponential.
+
+Read off the two-number recursion (`theory.closed_form`) at its limit. As depth grows the tokens' correlation tends to a
+fixed point, 1 for all the usual sub-layers; there attention writes and returns the same variance, whatever its softmax
+does, since its rows sum to 1 (`theory.token_mixing`). What is left is the ratio kappa of backward to forward gain, and
+how the written variance depends on N and on the block's number n.
+"""
+
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+import sympy as sp
+
+from theory import notation as s
+from theory.activation import activation
+from theory.architecture import Architecture
+from theory.attention_scheme import attention_scheme
+from theory.block import block
+from theory.closed_form import Addition, additions, closed_form, gain
+from theory.dual_expression import dual_tables, kinked_line, line_at_infinity, tangent_at_zero
+from theory.token_mixing import token_mixing
+
+KINDS = ("constant", "logarithm", "power", "stretched exponential", "exponential", "double exponential")
+_DEEP = 1e6
+
+
+@dataclass(frozen=True)
+class Growth:
+    """The amplification's leading behaviour as N -> oo.
+
+    kind: one of KINDS. exponent: of N (power), of log N (logarithm), or p in exp(rate N^p); 0 for a constant. rate: per
+    block^p, of an exponential; 0 otherwise. expression: the behaviour in N and sigma_0 up to a constant factor; of a
+    constant, what the gains at the fixed point give, from which tokens that are not yet alike differ (`closed_form`
+    has the number). token_correlation: the fixed point. topic: the derivation. flat_logits: False where queries and
+    keys see a stream that no norm bounds, so that their logits grow with it: the score path, which the class leaves
+    out, is then not small (measured for "output_norm": a slope near 3 at 64 to 256 layers where this says 0.5).
+    """
+
+    kind: str
+    exponent: float
+    rate: float
+    expression: sp.Expr
+    explanation: str
+    topic: str
+    token_correlation: float
+    flat_logits: bool = True
+
+
+def growth(arch: Architecture) -> Growth:
+    """Growth class of `arch`, whose num_layers plays no role; everything else is held fixed.
+
+    Source: the recursion of `theory.closed_form` in its deep limit; flat logits or a fixed point of 1. Raises
+    ValueError as `Architecture` does.
+    """
+    bounded = arch.normed("pre", "attention") or arch.normed("post", "attention")
+    flat = bounded or bool(attention_scheme(arch.attention).normed) or block(arch.block).branch.is_zero
+    return replace(_growth(arch), flat_logits=bool(flat))
+
+
+def _growth(arch: Architecture) -> Growth:
+    scheme = block(arch.block)
+    if scheme.branch.is_zero:
+        return Growth(
+            "constant", 0.0, 0.0, sp.S.One, "branches start at 0: the stack is the identity", "no_norm_growth", 0.0
+        )
+    deep = _deep(arch)
+    steps = additions(deep)
+    rho, gamma = _fixed_point(deep, steps)
+    gains = [_gains(step, rho, gamma) for step in steps]
+    fixed, shortcut = float(rho), scheme.shortcut**2
+    if deep.normed("post", "attention"):
+        ratios = [(shortcut + back) / (shortcut + forth) for forth, back in gains]
+        return _exponential(
+            ratios, fixed, "post_norm_growth", "each sum is normed: gains multiply, backward over forward"
+        )
+    if not all(_blind(deep, part) for step in steps for part in step.parts):
+        return _without_norms(arch, [shortcut + back for _, back in gains], fixed)
+    limit = sp.limit(shortcut, s.N, sp.oo)
+    forth, back = (sp.simplify(sum(pair[i] for pair in gains)) for i in (0, 1))
+    kappa = sp.simplify(sp.limit((back / forth).subs(s.layer, s.N), s.N, sp.oo))
+    if limit == 1:
+        decay = sp.limit(s.N * len(steps) * (1 - shortcut), s.N, sp.oo)
+        return _additive(forth, kappa, decay, fixed)
+    ratios = [shortcut + (b * (1 - shortcut) / f if limit < 1 else 0) for f, b in gains]
+    return _exponential(ratios, fixed, "post_norm_growth", "the shortcut's factor is not 1 in the limit")
+
+
+def growth_table(
+    blocks: tuple[str, ...], initializations: tuple[str, ...], embeddings: tuple[str, ...], **fields: object
+) -> tuple[tuple[Architecture, Growth], ...]:
+    """`growth` of every combination of these registered names, other fields of the Architecture given by name."""
+    architectures = (
+        Architecture(block=b, initialization=i, embedding=e, **fields)  # type: ignore[arg-type]
+        for b, i, e in product(blocks, initializations, embeddings)
+    )
+    return tuple((arch, growth(arch)) for arch in architectures)
+
+
+def _blind(arch: Architecture, part: str) -> bool:
+    """Whether what that part writes is independent of the length of the stream."""
+    hidden = part == "attention" and attention_scheme(arch.attention).qkv_norm
+    return hidden or any(arch.normed(where, part) for where in ("pre", "inner", "output"))
+
+
+def _deep(arch: Architecture) -> Architecture:
+    """`arch` with the activation that its deepest layers see: a line where their input is small or large."""
+    scheme = activation(arch.activation)
+    if kinked_line(scheme) is not None:
+        return arch
+    size = block(arch.block).input ** 2 * gain(arch, "feed_forward.gate" if scheme.gated else "feed_forward.up")
+    input_size = sp.limit(size.subs(s.layer, s.N), s.N, sp.oo)
+    if input_size == 0:
+        return replace(arch, activation=tangent_at_zero(scheme))
+    if not arch.normed("pre", "feed_forward") and not arch.normed("post", "feed_forward"):
+        return replace(arch, activation=line_at_infinity(scheme))
+    return arch
+
+
+def _fixed_point(arch: Architecture, steps: tuple[Addition, ...]) -> tuple[sp.Expr, sp.Expr]:
+    """Where the correlations of stream and gradient stay, from small ones upwards; exactly 1 where it is that."""
+    terms = [step.compiled(*(term for part in step.parts for term in step.written[part])) for step in steps]
+
+    def moved(rho: float, gamma: float) -> tuple[float, float]:
+        found = [np.sum(np.reshape(f(1.0, rho, gamma, _DEEP, _DEEP, 0.0), (-1, 4)), axis=0) for f in terms]
+        size, pair, own, across = np.sum(found, axis=0)
+        return pair / size, across / own
+
+    mixing = token_mixing(arch)
+    grid = np.append(np.linspace(0.005, 0.995, 199), 0.9999)
+    above = np.array([moved(rho, 0.0)[0] < rho for rho in grid])
+    if not above.any() and mixing.row_square == 1:
+        return sp.S.One, mixing.kept
+    low, high = (grid[-1], 1.0) if not above.any() else (max(grid[above.argmax()] - 0.005, 0.0), grid[above.argmax()])
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if moved(middle, 0.0)[0] >= middle else (low, middle)
+    rho, gamma = (low + high) / 2, 0.5
+    for _ in range(2000):
+        gamma = moved(rho, gamma)[1]
+    return sp.Float(rho), sp.Float(gamma)
+
+
+def _gains(step: Addition, rho: sp.Expr, gamma: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
+    """Variance an addition writes into a stream of variance 1 and adds to the squared gradient, at rho, gamma."""
+    tables = dual_tables(activation(step.arch.activation))
+    found = []
+    for i in (0, 2):
+        term = sum(step.written[part][i] for part in step.parts)
+        term = term.subs({s.epsilon: 0, s.variance: 1, s.correlation: rho, s.gradient_correlation: gamma})
+        for name, table in tables.items():
+            term = term.replace(sp.Function(name), lambda *args, table=table: sp.Float(float(table(*map(float, args)))))
+        found.append(sp.simplify(term))
+    return found[0], found[1]
+
+
+def _order(expression: sp.Expr, symbol: sp.Symbol) -> sp.Expr:
+    """p where the expression falls like symbol^-p."""
+    order = -sp.limit(sp.simplify(symbol * sp.diff(sp.log(expression), symbol)), symbol, sp.oo)
+    return sp.Rational(round(float(order), 9)).limit_denominator(1000)
+
+
+def _additive(forth: sp.Expr, kappa: sp.Expr, decay: sp.Expr, fixed: float) -> Growth:
+    """The stream gains `forth` a block and loses the share decay / N of itself; d log g^2 = kappa d log nu."""
+    p, r = _order(forth, s.N), _order(forth, s.layer)
+    power, sigma = 1 - p - r, s.sigma_0**2
+    if decay > 0:
+        goal = sp.limit(s.N * forth / decay, s.N, sp.oo)
+        if goal.is_infinite:
+            return _power(power, kappa, fixed)
+        last = goal + (sigma - goal) * sp.exp(-decay)
+        value = (last / sigma) ** (kappa / 2) * sp.exp(decay * (kappa - 1) / 2 if goal else 0)
+        value = value if goal else sp.exp(-decay / 2)
+        why = "the shortcut forgets the stream at the rate at which the branches write it"
+        return Growth("constant", 0.0, 0.0, sp.simplify(value), why, "affine_growth", fixed)
+    if power > 0 and r < 1:
+        return _power(power, kappa, fixed)
+    if r == 1 and p == 0:
+        why = "block n writes a variance of order 1 / n, so the stream's grows like log N"
+        return Growth("logarithm", float(kappa / 2), 0.0, sp.log(s.N) ** (kappa / 2), why, "harmonic_growth", fixed)
+    written = sp.S.Zero
+    if power == 0 and r < 1:
+        written = sp.limit(forth.subs(s.layer, s.N) * s.N, s.N, sp.oo) / (1 - r)
+    elif p == 0:
+        written = sp.Sum(forth, (s.layer, 1, sp.oo))
+    value = (1 + written / sigma) ** (kappa / 2)
+    why = "all blocks together write a variance that depth does not change" if written else "what all write vanishes"
+    return Growth("constant", 0.0, 0.0, value, why, "additive_growth", fixed)
+
+
+def _power(power: sp.Expr, kappa: sp.Expr, fixed: float) -> Growth:
+    exponent = power * kappa / 2
+    why = "the stream's variance grows like N^p, and the squared gradient like its power kappa, backward over forward"
+    return Growth("power", float(exponent), 0.0, s.N**exponent, why, "additive_growth", fixed)
+
+
+def _exponential(ratios: list[sp.Expr], fixed: float, topic: str, why: str) -> Growth:
+    """Growth whose squared gradient is multiplied by each of these ratios a block, functions of N alone."""
+    excess = [sp.simplify(sp.together(ratio.subs(s.layer, s.N) - 1)) for ratio in ratios]
+    if all(term == 0 for term in excess):
+        return Growth("constant", 0.0, 0.0, sp.S.One, why + "; here the two agree", topic, fixed)
+    limits = [sp.limit(term, s.N, sp.oo) for term in excess]
+    if any(limits):
+        rate = sp.log(sp.Mul(*(1 + term for term in limits))) / 2
+        return Growth("exponential", 1.0, float(rate), sp.exp(rate * s.N), why, topic, fixed)
+    for p in (sp.Rational(1, 4), sp.Rational(1, 2), sp.Rational(3, 4), sp.S.One):  # log(1 + x) is x in the limit
+        rate = sum(sp.limit(sp.simplify(term * s.N**p), s.N, sp.oo) for term in excess) / 2
+        if rate != 0 and rate.is_finite:
+            value = sp.exp(rate * s.N ** (1 - p))
+            if p == 1:
+                return Growth("constant", 0.0, 0.0, value, why, topic, fixed)
+            return Growth("stretched exponential", float(1 - p), float(rate), value, why, topic, fixed)
+    return Growth("constant", 0.0, 0.0, sp.S.One, why + "; what a block adds vanishes faster than 1 / N", topic, fixed)
+
+
+def _without_norms(arch: Architecture, ratios: list[sp.Expr], fixed: float) -> Growth:
+    """A branch scales with the stream: so do the gradients; a gated feed-forward squares it."""
+    why = "no norm hides the stream's length: each block multiplies"
+    found = _exponential(ratios, fixed, "no_norm_growth", why)
+    deepest = closed_form(replace(arch, num_layers=1024))
+    if activation(arch.activation).gated and not np.isfinite(deepest.amplification * deepest.shortcut_std[-1]):
+        why = "no norm, and a gated layer squares its input: the stream's logarithm doubles from block to block"
+        return Growth("double exponential", 1.0, float("inf"), sp.exp(2**s.N), why, "no_norm_growth", fixed)
+    if found.kind != "constant" and not activation(arch.activation).gated:
+        return found
+    value = sp.Float(2 * deepest.amplification - closed_form(replace(arch, num_layers=512)).amplification)
+    why = "no norm, but branches so small that the stream stays bounded; value by extrapolation from N = 512 and 1024"
+    return Growth("constant", 0.0, 0.0, value, why, "no_norm_growth", fixed)
