@@ -20,6 +20,7 @@ from theory.attention_scheme import attention_scheme
 from theory.block import block
 from theory.dual_expression import dual_expression, dual_tables, mean_expression
 from theory.embedding import embedding
+from theory.gaussian_norm import gaussian_norm
 from theory.positions import sinusoids
 from theory.softmax_overlap import softmax_overlap
 from theory.token_mixing import token_mixing
@@ -138,13 +139,19 @@ def upstream_correlation(arch: Architecture, variance: float, correlation: float
 
 
 def gain(arch: Architecture, *kinds: str) -> sp.Expr:
-    """Product over these matrices of fan_in times the entries' variance, exact in n and N at the size of `arch`."""
+    """Product over these matrices of fan_in times the entries' variance, exact in n and N at the size of `arch`.
+
+    Of matrices that act as W / ‖W‖ it is a number, whatever they were drawn from.
+    """
     product = sp.S.One
     for kind in kinds:
         fan_in, fan_out = arch.shape(kind)
         rule = arch.rule(kind).subs({s.fan_in: fan_in, s.fan_out: fan_out, s.d: arch.d_model, s.V: arch.vocab_size})
-        product *= fan_in * rule**2
-    return sp.simplify(product)
+        if attention_scheme(arch.attention).spectral:
+            rule = sp.Float(1 / gaussian_norm(fan_in, fan_out))
+        number, rest = sp.simplify(fan_in * rule**2).as_independent(s.N, s.layer)
+        product *= rest * (number if number.is_algebraic else sp.Rational(float(number)).limit_denominator(10**12))
+    return product
 
 
 @lru_cache(maxsize=256)

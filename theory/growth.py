@@ -46,6 +46,19 @@ class Growth:
     token_correlation: float
     flat_logits: bool = True
 
+    @property
+    def formula(self) -> str:
+        """The class in a few characters: "constant", "N^0.52", "exp(0.0068 N)"."""
+        formulas = {
+            "constant": "constant",
+            "logarithm": f"(log N)^{self.exponent:.2f}",
+            "power": f"N^{self.exponent:.2f}",
+            "stretched exponential": f"exp({self.rate:.4f} N^{self.exponent:g})",
+            "exponential": f"exp({self.rate:.4f} N)",
+            "double exponential": "exp(2^N)",
+        }
+        return formulas[self.kind] + ("" if self.flat_logits else " (score path left out)")
+
 
 def growth(arch: Architecture) -> Growth:
     """Growth class of `arch`, whose num_layers plays no role; everything else is held fixed.
