@@ -14,19 +14,21 @@ import numpy as np
 import sympy as sp
 
 from theory import notation as s
-from theory.activation import activation
+from theory.activation import Activation, activation
 from theory.architecture import Architecture
 from theory.attention_scheme import attention_scheme
 from theory.block import block
+from theory.derivation import Step, equation, topic
 from theory.dual_expression import dual_expression, dual_tables, mean_expression
 from theory.embedding import embedding
 from theory.gaussian_norm import gaussian_norm
 from theory.positions import sinusoids
 from theory.softmax_overlap import softmax_overlap
-from theory.token_mixing import token_mixing
+from theory.token_mixing import TokenMixing, token_mixing
 
 ARGUMENTS = (s.variance, s.correlation, s.gradient_correlation, s.layer, s.N, s.epsilon)
 Pair = tuple[sp.Expr, sp.Expr]
+Gain = Callable[[str], sp.Expr]
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Addition:
     gradient: sp.Expr
     gradient_correlation: sp.Expr
     written: dict[str, tuple[sp.Expr, sp.Expr, sp.Expr, sp.Expr]]
-    arch: Architecture
+    activation: Activation
 
     @cached_property
     def forward(self) -> Callable[..., list[np.ndarray]]:
@@ -58,7 +60,7 @@ class Addition:
 
     def compiled(self, *expressions: sp.Expr) -> Callable[..., list[np.ndarray]]:
         """The expressions as one function of arrays nu, rho, gamma, n, N, epsilon."""
-        tables = dual_tables(activation(self.arch.activation))
+        tables = dual_tables(self.activation)
         function = sp.lambdify(ARGUMENTS, list(expressions), modules=[tables, "numpy"], cse=True)
         return lambda *values: [np.asarray(value, np.float64) for value in function(*map(np.float64, values))]
 
@@ -138,29 +140,29 @@ def upstream_correlation(arch: Architecture, variance: float, correlation: float
     return float(np.clip(error[0, 1] / error[0, 0], 0.0, 1.0))
 
 
-def gain(arch: Architecture, *kinds: str) -> sp.Expr:
-    """Product over these matrices of fan_in times the entries' variance, exact in n and N at the size of `arch`.
+def gain(arch: Architecture, kind: str) -> sp.Expr:
+    """fan_in times the variance of that matrix's entries, exact in n and N at the size of `arch`.
 
     Of matrices that act as W / ‖W‖ it is a number, whatever they were drawn from.
     """
-    product = sp.S.One
-    for kind in kinds:
-        fan_in, fan_out = arch.shape(kind)
-        rule = arch.rule(kind).subs({s.fan_in: fan_in, s.fan_out: fan_out, s.d: arch.d_model, s.V: arch.vocab_size})
-        if attention_scheme(arch.attention).spectral:
-            rule = sp.Float(1 / gaussian_norm(fan_in, fan_out))
-        number, rest = sp.simplify(fan_in * rule**2).as_independent(s.N, s.layer)
-        product *= rest * (number if number.is_algebraic else sp.Rational(float(number)).limit_denominator(10**12))
-    return product
+    fan_in, fan_out = arch.shape(kind)
+    rule = arch.rule(kind).subs({s.fan_in: fan_in, s.fan_out: fan_out, s.d: arch.d_model, s.V: arch.vocab_size})
+    if attention_scheme(arch.attention).spectral:
+        rule = sp.Float(1 / gaussian_norm(fan_in, fan_out))
+    number, rest = sp.simplify(fan_in * rule**2).as_independent(s.N, s.layer, as_Add=False)
+    return rest * (number if number.is_algebraic else sp.Rational(float(number)).limit_denominator(10**12))
 
 
 @lru_cache(maxsize=256)
 def additions(arch: Architecture) -> tuple[Addition, ...]:
     """The residual additions of one block of `arch` as expressions."""
-    return tuple(_addition(arch, parts) for parts in block(arch.block).additions)
+    return tuple(
+        _addition(arch, parts, lambda kind: gain(arch, kind), token_mixing(arch))
+        for parts in block(arch.block).additions
+    )
 
 
-def _addition(arch: Architecture, parts: tuple[str, ...]) -> Addition:
+def _addition(arch: Architecture, parts: tuple[str, ...], gain_of: Gain, mixing: TokenMixing) -> Addition:
     scheme = block(arch.block)
     nu, rho, gamma = s.variance, s.correlation, s.gradient_correlation
     total, shared = scheme.shortcut**2 * nu, scheme.shortcut**2 * nu * rho
@@ -170,7 +172,10 @@ def _addition(arch: Architecture, parts: tuple[str, ...]) -> Addition:
         q, scale = scheme.input**2 * nu, scheme.input**2
         if arch.normed("pre", part):
             q, scale = q / (nu + s.epsilon), scale / (nu + s.epsilon)
-        (size, pair), (own, across) = (_attention if part == "attention" else _feed_forward)(arch, q)
+        if part == "attention":
+            (size, pair), (own, across) = _attention(arch, q, gain_of, mixing)
+        else:
+            (size, pair), (own, across) = _feed_forward(arch, q, gain_of)
         own, across = scale * own, scale * across
         if arch.normed("output", part):
             divisor = size + s.epsilon
@@ -181,13 +186,12 @@ def _addition(arch: Architecture, parts: tuple[str, ...]) -> Addition:
     correlation, before = shared / total, common / gradient
     if arch.normed("post", parts[0]):
         total, gradient = total / (total + s.epsilon), gradient / (total + s.epsilon)
-    return Addition(parts, total, correlation, gradient, before, written, arch)
+    return Addition(parts, total, correlation, gradient, before, written, activation(arch.activation))
 
 
-def _attention(arch: Architecture, q: sp.Expr) -> tuple[Pair, Pair]:
+def _attention(arch: Architecture, q: sp.Expr, gain_of: Gain, mixing: TokenMixing) -> tuple[Pair, Pair]:
     """Variance and covariance that attention writes for input of variance q, and gains of gradient and covariance."""
-    mixing = token_mixing(arch)
-    value, output = gain(arch, "attention.value"), gain(arch, "attention.output")
+    value, output = gain_of("attention.value"), gain_of("attention.output")
     if attention_scheme(arch.attention).qkv_norm:
         divisor = value * q + s.epsilon
         q, value, back = value * q / divisor, sp.S.One, value / divisor
@@ -201,11 +205,11 @@ def _attention(arch: Architecture, q: sp.Expr) -> tuple[Pair, Pair]:
     return (output * size, output * pair), (own, across)
 
 
-def _feed_forward(arch: Architecture, q: sp.Expr) -> tuple[Pair, Pair]:
+def _feed_forward(arch: Architecture, q: sp.Expr, gain_of: Gain) -> tuple[Pair, Pair]:
     """The same of the feed-forward."""
     scheme = activation(arch.activation)
-    up, down = gain(arch, "feed_forward.up"), gain(arch, "feed_forward.down")
-    gate = gain(arch, "feed_forward.gate") if scheme.gated else up
+    up, down = gain_of("feed_forward.up"), gain_of("feed_forward.down")
+    gate = gain_of("feed_forward.gate") if scheme.gated else up
     moments, backs = [], []
     for rho in (sp.S.One, s.correlation):
         function, slope = dual_expression(scheme, gate * q, rho)
@@ -223,3 +227,47 @@ def _feed_forward(arch: Architecture, q: sp.Expr) -> tuple[Pair, Pair]:
         moments, backs = [m / divisor for m in moments], [b / divisor for b in backs]
     size, pair = (down * moment for moment in moments)
     return (size, pair), (down * backs[0], down * backs[1] * s.gradient_correlation)
+
+
+@topic("The two-number map of one residual addition")
+def two_number_map() -> tuple[Step, ...]:
+    """(nu, rho) of the stream to (nu', rho') after one addition x + f(LN(x)), and back for the gradient: r is its
+    squared norm before over after, gamma' the correlation of two tokens' gradients before. Uniform causal attention,
+    then a feed-forward with ReLU and with GELU. `theory.closed_form.additions(arch)` has the same map of any
+    architecture, as expressions and as functions of arrays. It leaves out what sets positions apart, sharp attention
+    and its score path; docs/growth.md has its error against the kernel prediction, block by block."""
+    gains = {
+        "attention.value": s.d * s.sigma_V**2,
+        "attention.output": s.d * s.sigma_O**2,
+        "feed_forward.up": s.d * s.sigma_1**2,
+        "feed_forward.down": s.d_ff * s.sigma_2**2,
+    }
+    mixing = TokenMixing(s.participation, 2 - s.participation, sp.S.One, s.T, s.T)
+    steps = list[Step]()
+    for part, name in (("attention", "identity"), ("feed_forward", "relu"), ("feed_forward", "gelu")):
+        made = _addition(Architecture(activation=name), (part,), gains.__getitem__, mixing)
+        what = "attention" if part == "attention" else f"the feed-forward, {name}"
+        size, pair, own, _ = made.written[part]
+        steps += [
+            Step(equation(s.variance_after, made.variance), f"variance after {what}", kind="given"),
+            Step(equation(s.correlation_after, made.correlation), f"correlation after {what}", kind="given"),
+            Step(equation(s.gradient_ratio, made.gradient), f"the gradient back through {what}", kind="given"),
+            Step(
+                equation(s.gradient_correlation_before, made.gradient_correlation),
+                f"its correlation before {what}",
+                kind="given",
+            ),
+            Step(
+                equation(pair.subs(s.correlation, 1), size.subs(s.correlation, 1)),
+                "equal tokens stay equal: rho = 1 is a fixed point",
+            ),
+        ]
+        if name != "gelu":
+            back = own.subs({s.correlation: 1, s.gradient_correlation: sp.Rational(1, 2)})
+            steps.append(
+                Step(
+                    equation(back * s.variance, size.subs(s.correlation, 1)),
+                    "there the gains agree (attention: at gamma = 1/2): nu' / nu = r without epsilon",
+                )
+            )
+    return tuple(steps)

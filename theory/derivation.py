@@ -142,7 +142,9 @@ _TOPIC_MODULES = (
     "residual",
     "conditions",
     "token_mixing",
+    "closed_form",
     "solved_recursion",
+    "score_path",
 )
 TOPICS: dict[str, tuple[str, Callable[[], Derivation]]] = {}
 

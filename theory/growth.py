@@ -3,10 +3,13 @@
 Read off the two-number recursion (`theory.closed_form`) at its limit. As depth grows the tokens' correlation tends to a
 fixed point, 1 for all the usual sub-layers; there attention writes and returns the same variance, whatever its softmax
 does, since its rows sum to 1 (`theory.token_mixing`). What is left is the ratio kappa of backward to forward gain, and
-how the written variance depends on N and on the block's number n.
+how the written variance depends on N and on the block's number n. The score path's gain vanishes as tokens become
+alike, unless logits grow with the stream (`theory.score_path`): then the class is not derived, and `growth` says so.
 """
 
+import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import product
 
 import numpy as np
@@ -16,12 +19,12 @@ from theory import notation as s
 from theory.activation import activation
 from theory.architecture import Architecture
 from theory.attention_scheme import attention_scheme
-from theory.block import block
-from theory.closed_form import Addition, additions, closed_form, gain
+from theory.block import PARTS, block
+from theory.closed_form import Addition, Pair, additions, closed_form, gain
 from theory.dual_expression import dual_tables, kinked_line, line_at_infinity, tangent_at_zero
 from theory.token_mixing import token_mixing
 
-KINDS = ("constant", "logarithm", "power", "stretched exponential", "exponential", "double exponential")
+KINDS = ("constant", "logarithm", "power", "stretched exponential", "exponential", "double exponential", "not derived")
 _DEEP = 1e6
 
 
@@ -32,9 +35,9 @@ class Growth:
     kind: one of KINDS. exponent: of N (power), of log N (logarithm), or p in exp(rate N^p); 0 for a constant. rate: per
     block^p, of an exponential; 0 otherwise. expression: the behaviour in N and sigma_0 up to a constant factor; of a
     constant, what the gains at the fixed point give, from which tokens that are not yet alike differ (`closed_form`
-    has the number). token_correlation: the fixed point. topic: the derivation. flat_logits: False where queries and
-    keys see a stream that no norm bounds, so that their logits grow with it: the score path, which the class leaves
-    out, is then not small (measured for "output_norm": a slope near 3 at 64 to 256 layers where this says 0.5).
+    has the number). token_correlation: the fixed point. topic: the derivation. "not derived": queries and keys see a
+    stream that grows and that no norm bounds, so the score path is not small; exponent and rate are nan, and
+    expression is what the value path alone gives.
     """
 
     kind: str
@@ -44,7 +47,6 @@ class Growth:
     explanation: str
     topic: str
     token_correlation: float
-    flat_logits: bool = True
 
     @property
     def formula(self) -> str:
@@ -56,44 +58,48 @@ class Growth:
             "stretched exponential": f"exp({self.rate:.4f} N^{self.exponent:g})",
             "exponential": f"exp({self.rate:.4f} N)",
             "double exponential": "exp(2^N)",
+            "not derived": "not derived: score path",
         }
-        return formulas[self.kind] + ("" if self.flat_logits else " (score path left out)")
+        return formulas[self.kind]
 
 
 def growth(arch: Architecture) -> Growth:
     """Growth class of `arch`, whose num_layers plays no role; everything else is held fixed.
 
-    Source: the recursion of `theory.closed_form` in its deep limit; flat logits or a fixed point of 1. Raises
-    ValueError as `Architecture` does.
+    Source: the recursion of `theory.closed_form` in its deep limit. Raises ValueError as `Architecture` does.
     """
+    found = _value_path(arch)
     bounded = arch.normed("pre", "attention") or arch.normed("post", "attention")
-    flat = bounded or bool(attention_scheme(arch.attention).normed) or block(arch.block).branch.is_zero
-    return replace(_growth(arch), flat_logits=bool(flat))
+    if bounded or attention_scheme(arch.attention).normed or found.kind == "constant":
+        return found
+    why = f"score path: the attention logits grow with the stream, without limit; the value path alone: {found.formula}"
+    return replace(found, kind="not derived", exponent=math.nan, rate=math.nan, explanation=why, topic="growing_logits")
 
 
-def _growth(arch: Architecture) -> Growth:
+def _value_path(arch: Architecture) -> Growth:
     scheme = block(arch.block)
     if scheme.branch.is_zero:
         return Growth(
             "constant", 0.0, 0.0, sp.S.One, "branches start at 0: the stack is the identity", "no_norm_growth", 0.0
         )
-    deep = _deep(arch)
-    steps = additions(deep)
-    rho, gamma = _fixed_point(deep, steps)
-    gains = [_gains(step, rho, gamma) for step in steps]
+    if not any(_writes(arch, part) for part in PARTS):
+        factor = sp.S.One if arch.normed("post", "attention") else scheme.shortcut**2
+        why = "output matrices start at 0: only shortcuts and their norms are left"
+        return _exponential([factor] * len(scheme.additions), 0.0, "no_norm_growth", why)
+    deep, rho, gains = _deep_gains(replace(arch, num_layers=1, embedding="vanilla"))
     fixed, shortcut = float(rho), scheme.shortcut**2
     if deep.normed("post", "attention"):
         ratios = [(shortcut + back) / (shortcut + forth) for forth, back in gains]
         return _exponential(
             ratios, fixed, "post_norm_growth", "each sum is normed: gains multiply, backward over forward"
         )
-    if not all(_blind(deep, part) for step in steps for part in step.parts):
+    if not all(_blind(deep, part) for part in PARTS):
         return _without_norms(arch, [shortcut + back for _, back in gains], fixed)
     limit = sp.limit(shortcut, s.N, sp.oo)
     forth, back = (sp.simplify(sum(pair[i] for pair in gains)) for i in (0, 1))
     kappa = sp.simplify(sp.limit((back / forth).subs(s.layer, s.N), s.N, sp.oo))
     if limit == 1:
-        decay = sp.limit(s.N * len(steps) * (1 - shortcut), s.N, sp.oo)
+        decay = sp.limit(s.N * len(gains) * (1 - shortcut), s.N, sp.oo)
         return _additive(forth, kappa, decay, fixed)
     ratios = [shortcut + (b * (1 - shortcut) / f if limit < 1 else 0) for f, b in gains]
     return _exponential(ratios, fixed, "post_norm_growth", "the shortcut's factor is not 1 in the limit")
@@ -108,6 +114,20 @@ def growth_table(
         for b, i, e in product(blocks, initializations, embeddings)
     )
     return tuple((arch, growth(arch)) for arch in architectures)
+
+
+def _writes(arch: Architecture, part: str) -> bool:
+    """Whether that part's output matrix is not 0 at the start."""
+    return not arch.rule("attention.output" if part == "attention" else "feed_forward.down").is_zero
+
+
+@lru_cache(maxsize=256)
+def _deep_gains(arch: Architecture) -> tuple[Architecture, sp.Expr, tuple[Pair, ...]]:
+    """`arch` as its deepest layers see it, the tokens' correlation there, and each addition's two gains."""
+    deep = _deep(arch)
+    steps = additions(deep)
+    rho, gamma = _fixed_point(deep, steps)
+    return deep, rho, tuple(_gains(step, rho, gamma) for step in steps)
 
 
 def _blind(arch: Architecture, part: str) -> bool:
@@ -156,10 +176,10 @@ def _fixed_point(arch: Architecture, steps: tuple[Addition, ...]) -> tuple[sp.Ex
 
 def _gains(step: Addition, rho: sp.Expr, gamma: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
     """Variance an addition writes into a stream of variance 1 and adds to the squared gradient, at rho, gamma."""
-    tables = dual_tables(activation(step.arch.activation))
+    tables = dual_tables(step.activation)
     found = []
     for i in (0, 2):
-        term = sum(step.written[part][i] for part in step.parts)
+        term = sum((step.written[part][i] for part in step.parts), sp.S.Zero)
         term = term.subs({s.epsilon: 0, s.variance: 1, s.correlation: rho, s.gradient_correlation: gamma})
         for name, table in tables.items():
             term = term.replace(sp.Function(name), lambda *args, table=table: sp.Float(float(table(*map(float, args)))))

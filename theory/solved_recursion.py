@@ -4,12 +4,17 @@ Written variance adds up under a norm, so the stream is v_0 + N w, v_0 + w H_N o
 gradient is the product of 1 + beta / nu, a quotient of Gamma functions that grows like N^(beta / w).
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
 import sympy as sp
 
 from theory import notation as s
 from theory.derivation import Step, equation, topic
 
-_V0, _W, _BETA, _A = s.sigma_0**2, s.forward_gain, s.backward_gain, sp.Symbol("alpha", positive=True)
+_V0, _W, _BETA, _A = s.sigma_0**2, s.forward_gain, s.backward_gain, s.shortcut_square
 KAPPA = _BETA / _W
 ADDITIVE = _V0 + s.N * _W
 ADDITIVE_GROWTH = (
@@ -20,6 +25,43 @@ HARMONIC = _V0 + _W * sp.harmonic(s.N)
 AFFINE = _W + (_V0 - _W) * _A**s.N
 NORMED_GROWTH = ((_A + _BETA) / (_A + _W)) ** s.N
 MULTIPLICATIVE_GROWTH = (1 + _BETA) ** s.N
+ARGUMENTS = (s.N, s.sigma_0, _W, _BETA, _A)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The recursion solved over N additions in N, sigma_0, w, beta and alpha, those of them it has.
+
+    stream: variance after them. squared_growth: squared gradient norm before them over that after. equal_gains: whether
+    that holds for beta = w alone. topic: the derivation that proves it.
+    """
+
+    stream: sp.Expr
+    squared_growth: sp.Expr
+    topic: str
+    equal_gains: bool = False
+
+    @cached_property
+    def numeric(self) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+        """(stream's standard deviation, amplification) as a function of arrays N, sigma_0, w, beta, alpha."""
+        roots = [sp.sqrt(self.stream), sp.sqrt(self.squared_growth.replace(sp.gamma, lambda x: sp.exp(sp.loggamma(x))))]
+        function = sp.lambdify(ARGUMENTS, roots, modules=["scipy", "numpy"])
+
+        def broadcast(*values: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
+            arrays = np.broadcast_arrays(*(np.asarray(value, np.float64) for value in values))
+            std, amplification = (np.broadcast_to(found, arrays[0].shape) for found in function(*arrays))
+            return std, amplification
+
+        return broadcast
+
+
+SOLUTIONS = {
+    "additive": Solution(ADDITIVE, ADDITIVE_GROWTH, "additive_growth"),
+    "harmonic": Solution(HARMONIC, HARMONIC / _V0, "harmonic_growth", equal_gains=True),
+    "affine": Solution(AFFINE, AFFINE / _V0, "affine_growth", equal_gains=True),
+    "normed": Solution(sp.S.One, NORMED_GROWTH, "post_norm_growth"),
+    "multiplicative": Solution(_V0 * (1 + _W) ** s.N, MULTIPLICATIVE_GROWTH, "no_norm_growth"),
+}
 
 
 @topic("Growth where every block writes the same variance: a power")

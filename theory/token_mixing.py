@@ -29,7 +29,7 @@ class TokenMixing:
     column_square: sp.Expr
     row_square: sp.Expr
     total_square: sp.Expr
-    length: int
+    length: int | sp.Expr
 
     def forward(self, rho: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
         """Mean variance and mean covariance of two tokens of A x, for tokens x of variance 1 and correlation rho."""
@@ -47,7 +47,8 @@ class TokenMixing:
         return (1 - self.participation) / (self.column_square - self.participation)
 
     def _map(self, rho: sp.Expr, across: sp.Expr, along: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
-        own, pairs = self.participation, max(self.length - 1, 1)
+        own = self.participation
+        pairs = max(self.length - 1, 1) if isinstance(self.length, int) else self.length - 1
         mean = own * (1 - rho) + along * rho
         return mean, ((across - own) * (1 - rho) + (self.total_square - along) * rho) / pairs
 
@@ -82,7 +83,7 @@ def uniform_mixing() -> tuple[Step, ...]:
     1; backward, the sum of the tokens' gradients is conserved. So both maps have the eigenvalue 1, and both their other
     eigenvalue in common."""
     own, column = s.participation, s.column_square
-    mixing = TokenMixing(own, column, sp.S.One, s.T, 2)
+    mixing = TokenMixing(own, column, sp.S.One, s.T, s.T)
     pairs = s.T - 1
     rho, gamma = s.correlation, s.gradient_correlation
     down = sp.Matrix([[own, 1 - own], [(column - own) / pairs, 1 - (column - own) / pairs]])
