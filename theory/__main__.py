@@ -82,6 +82,9 @@ class GrowthOptions:
 
     arch: ArchitectureFlags = dataclasses.field(default_factory=ArchitectureFlags)
     """the model; its block and num_layers play no role"""
+    preset: Preset = None
+    all: bool = False
+    """every initialisation, not that of the model alone (takes minutes)"""
 
 
 Command = (
@@ -207,14 +210,20 @@ def _recommend(options: RecommendOptions) -> int:
 
 def _growth(options: GrowthOptions) -> int:
     from theory.block import BLOCKS
-    from theory.growth import growth
+    from theory.growth import growth_table
+    from theory.initialization import INITIALIZATIONS
 
     arch = architecture(options.arch)
-    print(f"{'block':<16}{'growth':<24}{'exponent':<12}{'rate':<12}derived from")
-    for name in BLOCKS:
-        found = growth(dataclasses.replace(arch, block=name))
-        note = "" if found.flat_logits else "; the score path, here not small, is left out"
-        print(f"{name:<16}{found.kind:<24}{found.exponent:<12.4g}{found.rate:<12.4g}{found.topic}{note}")
+    chosen = tuple(INITIALIZATIONS) if options.all else (arch.initialization,)
+    print(
+        f"How a(N) grows with the number of blocks N: the gradient norm at block 1 over that after block N.\n"
+        f"Activation {arch.activation}, attention {arch.attention}, embedding {arch.embedding}; "
+        f"exponents hold for N to infinity.\n"
+    )
+    print(f"{'block':<16}{'initialisation':<16}{'class':<23}{'order of a(N)':<19}proof: python -m theory derive ...")
+    for model, found in growth_table(arch, tuple(BLOCKS), chosen, (arch.embedding,)):
+        like = {"constant": "1", "not derived": "(score path)"}.get(found.kind, found.formula)
+        print(f"{model.block:<16}{model.initialization:<16}{found.kind:<23}{like:<19}{found.topic}", flush=True)
     return 0
 
 

@@ -8,6 +8,7 @@ alike, unless logits grow with the stream (`theory.score_path`): then the class 
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
@@ -19,9 +20,11 @@ from theory import notation as s
 from theory.activation import activation
 from theory.architecture import Architecture
 from theory.attention_scheme import attention_scheme
-from theory.block import PARTS, block
+from theory.block import BLOCKS, PARTS, Block, block
 from theory.closed_form import Addition, Pair, additions, closed_form, gain
 from theory.dual_expression import dual_tables, kinked_line, line_at_infinity, tangent_at_zero
+from theory.embedding import EMBEDDINGS, Embedding
+from theory.initialization import INITIALIZATIONS, Initialization, initialization
 from theory.token_mixing import token_mixing
 
 KINDS = ("constant", "logarithm", "power", "stretched exponential", "exponential", "double exponential", "not derived")
@@ -66,7 +69,8 @@ class Growth:
 def growth(arch: Architecture) -> Growth:
     """Growth class of `arch`, whose num_layers plays no role; everything else is held fixed.
 
-    Source: the recursion of `theory.closed_form` in its deep limit. Raises ValueError as `Architecture` does.
+    norm_epsilon counts as 0: an output that shrinks with depth, under a norm on the output, has its class only while
+    its variance exceeds it. Source: the recursion of `theory.closed_form` in its deep limit. Raises ValueError as `Architecture` does.
     """
     found = _value_path(arch)
     bounded = arch.normed("pre", "attention") or arch.normed("post", "attention")
@@ -106,14 +110,20 @@ def _value_path(arch: Architecture) -> Growth:
 
 
 def growth_table(
-    blocks: tuple[str, ...], initializations: tuple[str, ...], embeddings: tuple[str, ...], **fields: object
-) -> tuple[tuple[Architecture, Growth], ...]:
-    """`growth` of every combination of these registered names, other fields of the Architecture given by name."""
-    architectures = (
-        Architecture(block=b, initialization=i, embedding=e, **fields)  # type: ignore[arg-type]
-        for b, i, e in product(blocks, initializations, embeddings)
-    )
-    return tuple((arch, growth(arch)) for arch in architectures)
+    arch: Architecture,
+    blocks: tuple[str | Block, ...] = tuple(BLOCKS),
+    initializations: tuple[str | Initialization, ...] = tuple(INITIALIZATIONS),
+    embeddings: tuple[str | float | Embedding, ...] = tuple(EMBEDDINGS),
+) -> Iterator[tuple[Architecture, Growth]]:
+    """`growth` of every combination of these with the other fields of `arch`; initialisations it cannot have excepted.
+
+    Those are: an output matrix of 0 where every matrix is divided by its norm.
+    """
+    for b, i, e in product(blocks, initializations, embeddings):
+        if attention_scheme(arch.attention).spectral and initialization(i).rule("attention.output").is_zero:
+            continue
+        model = replace(arch, block=b, initialization=i, embedding=e)
+        yield model, growth(model)
 
 
 def _writes(arch: Architecture, part: str) -> bool:

@@ -44,7 +44,12 @@ class Solution:
     @cached_property
     def numeric(self) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
         """(stream's standard deviation, amplification) as a function of arrays N, sigma_0, w, beta, alpha."""
-        roots = [sp.sqrt(self.stream), sp.sqrt(self.squared_growth.replace(sp.gamma, lambda x: sp.exp(sp.loggamma(x))))]
+        logarithm = sp.expand_log(sp.log(self.squared_growth), force=True)
+        logarithm = logarithm.replace(
+            lambda e: e.is_Function and e.func == sp.log and e.args[0].func == sp.gamma,
+            lambda e: sp.loggamma(*e.args[0].args),
+        )
+        roots = [sp.sqrt(self.stream).rewrite(sp.digamma), sp.exp(logarithm / 2).rewrite(sp.digamma)]
         function = sp.lambdify(ARGUMENTS, roots, modules=["scipy", "numpy"])
 
         def broadcast(*values: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
