@@ -70,7 +70,8 @@ def growth(arch: Architecture) -> Growth:
     """Growth class of `arch`, whose num_layers plays no role; everything else is held fixed.
 
     norm_epsilon counts as 0: an output that shrinks with depth, under a norm on the output, has its class only while
-    its variance exceeds it. Source: the recursion of `theory.closed_form` in its deep limit. Raises ValueError as `Architecture` does.
+    its variance exceeds it. Source: the recursion of `theory.closed_form` in its deep limit. Raises ValueError as
+    `Architecture` does.
     """
     found = _value_path(arch)
     bounded = arch.normed("pre", "attention") or arch.normed("post", "attention")
