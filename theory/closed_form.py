@@ -231,11 +231,11 @@ def _feed_forward(arch: Architecture, q: sp.Expr, gain_of: Gain) -> tuple[Pair, 
 
 @topic("The two-number map of one residual addition")
 def two_number_map() -> tuple[Step, ...]:
-    """(nu, rho) of the stream to (nu', rho') after one addition x + f(LN(x)), and back for the gradient: r is its
-    squared norm before over after, gamma' the correlation of two tokens' gradients before. Uniform causal attention,
-    then a feed-forward with ReLU and with GELU. `theory.closed_form.additions(arch)` has the same map of any
-    architecture, as expressions and as functions of arrays. It leaves out what sets positions apart, sharp attention
-    and its score path; docs/growth.md has its error against the kernel prediction, block by block."""
+    """(nu, rho) of the stream to (nu_next, rho_next) after one addition x + f(LN(x)), and back for the gradient: r is
+    its squared norm before over after, gamma and gamma_before the correlation of two tokens' gradients after and before.
+    Uniform causal attention, then a feed-forward with ReLU and with GELU. `theory.closed_form.additions(arch)` has the
+    same map of any architecture, as expressions and as functions of arrays. It leaves out what sets positions apart,
+    sharp attention and its score path; docs/growth.md has its error against the kernel prediction, by block."""
     gains = {
         "attention.value": s.d * s.sigma_V**2,
         "attention.output": s.d * s.sigma_O**2,
@@ -267,7 +267,7 @@ def two_number_map() -> tuple[Step, ...]:
             steps.append(
                 Step(
                     equation(back * s.variance, size.subs(s.correlation, 1)),
-                    "there the gains agree (attention: at gamma = 1/2): nu' / nu = r without epsilon",
+                    "there the gains agree (attention: at gamma = 1/2): nu_next / nu = r without epsilon",
                 )
             )
     return tuple(steps)
