@@ -232,7 +232,7 @@ def _feed_forward(arch: Architecture, q: sp.Expr, gain_of: Gain) -> tuple[Pair, 
 @topic("The two-number map of one residual addition")
 def two_number_map() -> tuple[Step, ...]:
     """(nu, rho) of the stream to (nu_next, rho_next) after one addition x + f(LN(x)), and back for the gradient: r is
-    its squared norm before over after, gamma and gamma_before the correlation of gradients at two tokens, after, before.
+    its squared norm before over after, gamma and gamma_before the gradients' token correlation after and before.
     Uniform causal attention, then a feed-forward with ReLU and with GELU. `theory.closed_form.additions(arch)` has the
     same map of any architecture, as expressions and as functions of arrays. It leaves out what sets positions apart,
     sharp attention and its score path; docs/growth.md has its error against the kernel prediction, by block."""
