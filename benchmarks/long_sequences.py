@@ -50,7 +50,8 @@ def main() -> None:
         attention = max(value for kind, value in matrices.items() if kind.startswith("attention"))
         others = max(value for kind, value in matrices.items() if not kind.startswith("attention"))
         print(
-            f"| {name} | {seq_len} | {logit_variance(arch):.2g} | {error(predicted.shortcut_std, measured.shortcut_std):.1f}"
+            f"| {name} | {seq_len} | {logit_variance(arch):.2g} |"
+            f" {error(predicted.shortcut_std, measured.shortcut_std):.1f}"
             f" | {error(predicted.gradient_norm, measured.gradient_norm):.1f} | {attention:.0f} | {others:.1f}"
             f" | {seconds:.0f} |",
             flush=True,

@@ -1,4 +1,4 @@
-"""The command line of the theory: python -m theory list | derive TOPIC | atlas | predict | bound | recommend.
+"""The command line of the theory: list | derive TOPIC | atlas | predict | bound | recommend | growth.
 
 Exit status 0: done; 1: a check failed; 2: wrong usage, with one line that names the field, the value and the choices.
 """
@@ -86,6 +86,17 @@ class RecommendOptions:
     """also describe the model of this d_model that has the same propagation"""
 
 
+@dataclasses.dataclass(frozen=True)
+class GrowthOptions:
+    """How the gradient amplification grows with depth, for every block with this model's other settings."""
+
+    arch: ArchitectureFlags = dataclasses.field(default_factory=ArchitectureFlags)
+    """the model; its block and num_layers play no role"""
+    preset: Preset = None
+    all: bool = False
+    """every initialisation, not that of the model alone (takes minutes)"""
+
+
 Command = (
     Annotated[List, tyro.conf.subcommand("list")]
     | Annotated[Derive, tyro.conf.subcommand("derive")]
@@ -93,6 +104,7 @@ Command = (
     | Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[BoundOptions, tyro.conf.subcommand("bound")]
     | Annotated[RecommendOptions, tyro.conf.subcommand("recommend")]
+    | Annotated[GrowthOptions, tyro.conf.subcommand("growth")]
 )
 
 
@@ -105,6 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
         Predict: _predict,
         BoundOptions: _bound,
         RecommendOptions: _recommend,
+        GrowthOptions: _growth,
     }
 
     def chosen() -> int:
@@ -222,6 +235,25 @@ def _recommend(options: RecommendOptions) -> int:
         for kind in ("embedding", *small.matrices, *(() if small.tied else ("head",))):
             first, last = small.std(kind)[[0, -1]]
             print(f"  {kind:<22}{first:.4g}" + ("" if first == last else f" in block 1, {last:.4g} in the last"))
+    return 0
+
+
+def _growth(options: GrowthOptions) -> int:
+    from theory.block import BLOCKS
+    from theory.growth import growth_table
+    from theory.initialization import INITIALIZATIONS
+
+    arch = architecture(options.arch)
+    chosen = tuple(INITIALIZATIONS) if options.all else (arch.initialization,)
+    print(
+        f"How a(N) grows with the number of blocks N: the gradient norm at block 1 over that after block N.\n"
+        f"Activation {arch.activation}, attention {arch.attention}, embedding {arch.embedding}; "
+        f"exponents hold for N to infinity.\n"
+    )
+    print(f"{'block':<16}{'initialisation':<16}{'class':<23}{'order of a(N)':<19}proof: python -m theory derive ...")
+    for model, found in growth_table(arch, tuple(BLOCKS), chosen, (arch.embedding,)):
+        like = {"constant": "1", "not derived": "(score path)"}.get(found.kind, found.formula)
+        print(f"{model.block:<16}{model.initialization:<16}{found.kind:<23}{like:<19}{found.topic}", flush=True)
     return 0
 
 

@@ -135,7 +135,18 @@ def _outcome(step: Step) -> Outcome:
     return Outcome(step, how is not None, how or "FAILED: not zero, or not proven")
 
 
-_TOPIC_MODULES = ("normalization", "feed_forward", "attention", "residual", "conditions", "norm_scale")
+_TOPIC_MODULES = (
+    "normalization",
+    "feed_forward",
+    "attention",
+    "residual",
+    "conditions",
+    "norm_scale",
+    "token_mixing",
+    "closed_form",
+    "solved_recursion",
+    "score_path",
+)
 TOPICS: dict[str, tuple[str, Callable[[], Derivation]]] = {}
 
 

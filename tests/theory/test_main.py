@@ -57,6 +57,13 @@ def test_tables_and_json(capsys: pytest.CaptureFixture[str], command: str) -> No
     assert len(json.loads(capsys.readouterr().out)["shortcut_std"]) == 5
 
 
+def test_growth(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["growth", "--arch.initialization", "small", "--arch.activation", "relu"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["pre_ln", "small", "power", "N^0.50", "additive_growth"] in rows
+    assert ["output_norm", "small", "not", "derived", "(score", "path)", "growing_logits"] in rows
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [

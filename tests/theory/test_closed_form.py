@@ -1,0 +1,93 @@
+"""The two-number recursion against the kernel prediction at a wide width, and against hand-made cases."""
+
+import numpy as np
+import pytest
+import sympy as sp
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from theory import Architecture, predict
+from theory import notation as s
+from theory.activation import ACTIVATIONS
+from theory.block import BLOCKS
+from theory.closed_form import additions, closed_form
+from theory.derivation import derive
+from theory.dual_activation import dual_activation
+from theory.dual_expression import dual_expression, dual_tables
+from theory.embedding import EMBEDDINGS
+from theory.initialization import INITIALIZATIONS
+
+# Norms on an output see positions of unequal variance, which two numbers do not; without a norm before attention its
+# logits grow with the stream (docs/growth.md).
+GRADIENT = {"sandwich": 0.13, "output_norm": 0.60, "sub_ln": 0.04}
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+def test_against_the_kernel_prediction(block: str, activation: str) -> None:
+    """d_model 1024, two networks: 1 % is the ensemble's own error; Megatron's attention is nearly flat."""
+    arch = Architecture(num_layers=12, d_model=1024, num_heads=16, seq_len=32, block=block, activation=activation)
+    closed, kernel = closed_form(arch), predict(arch, networks=2)
+    np.testing.assert_allclose(closed.shortcut_std, kernel.shortcut_std, rtol=0.015)
+    ratio = kernel.gradient_norm / kernel.gradient_norm[-1]
+    assert np.abs(np.log(closed.gradient_ratio / ratio)).max() < GRADIENT.get(block, 0.01)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("q", [0.16, 1.0, 9.0])
+def test_dual_expression_is_the_dual_activation(name: str, q: float) -> None:
+    """1e-4: interpolation in the tables of `theory.dual_activation`; 4e-4: the series ends at the tenth power."""
+    size, rho = sp.symbols("q rho", positive=True)
+    scheme = ACTIVATIONS[name]
+    numbers = sp.lambdify((size, rho), dual_expression(scheme, size, rho), modules=[dual_tables(scheme), "numpy"])
+    for correlation in (0.1, 0.6, 1.0):
+        wanted = dual_activation(scheme, q * np.array([[1, correlation], [correlation, 1]]))
+        np.testing.assert_allclose(numbers(q, correlation), [w[0, 1] for w in wanted], rtol=4e-4)
+
+
+def test_relu_telescopes_for_one_token() -> None:
+    """T = 1: forward and backward gains agree, so the gradient grows exactly as the stream does."""
+    found = closed_form(Architecture(seq_len=1, activation="relu", initialization="xavier", norm_epsilon=0.0))
+    np.testing.assert_allclose(found.gradient_ratio, found.shortcut_std[-1] / found.shortcut_std, rtol=1e-12)
+
+
+def test_expressions_take_arrays() -> None:
+    step = additions(Architecture(block="post_ln"))[1]
+    variance, correlation = step.forward(np.ones(3), np.array([0.0, 0.5, 1.0]), 0.0, 1, 24, 0.0)
+    np.testing.assert_allclose(variance, 1)
+    assert correlation.shape == (3,) and np.all(np.diff(correlation) > 0) and correlation[2] == pytest.approx(1)
+
+
+def test_the_derived_map_is_the_one_that_is_followed() -> None:
+    """The topic's symbols at the sizes of an architecture give the numbers of its own expressions."""
+    arch = Architecture(num_layers=6, d_model=32, seq_len=8, activation="gelu", norm_epsilon=1e-3)
+    kinds = {
+        s.sigma_V: "attention.value", s.sigma_O: "attention.output",
+        s.sigma_1: "feed_forward.up", s.sigma_2: "feed_forward.down",
+    }  # fmt: skip
+    numbers = {symbol: float(arch.std(kind)[0]) for symbol, kind in kinds.items()}
+    numbers |= {s.d: 32, s.d_ff: 128, s.T: 8, s.participation: float(sp.harmonic(8)) / 8, s.epsilon: 1e-3}
+    numbers |= {s.variance: 0.7, s.correlation: 0.3, s.gradient_correlation: 0.2}
+    given = [step.statement.rhs for step in derive("two_number_map").steps if step.kind == "given"]
+    for step, first in zip(additions(arch), (0, 8), strict=True):
+        wanted = [float(statement.subs(numbers)) for statement in given[first : first + 4]]
+        found = [*step.forward(0.7, 0.3, 0.2, 1, 6, 1e-3), *step.backward(0.7, 0.3, 0.2, 1, 6, 1e-3)]
+        np.testing.assert_allclose(found, wanted, rtol=1e-9)
+
+
+@settings(max_examples=15)
+@given(
+    st.sampled_from(list(BLOCKS)), st.sampled_from(list(INITIALIZATIONS)), st.sampled_from(list(EMBEDDINGS)),
+    st.sampled_from(list(ACTIVATIONS)), st.sampled_from(["none", "learned", "sinusoidal", "alibi"]),
+    st.sampled_from(["standard", "qkv_norm", "qk_fc_norm", "soft_clip", "sigma_reparam"]),
+)  # fmt: skip
+def test_every_architecture_has_one(block, initialization, embedding, activation, positions, attention) -> None:
+    assume(not (attention == "sigma_reparam" and initialization == "zero_output"))
+    arch = Architecture(
+        num_layers=3, d_model=32, num_heads=2, seq_len=8, block=block, initialization=initialization,
+        embedding=embedding, activation=activation, positions=positions, attention=attention,
+    )  # fmt: skip
+    found = closed_form(arch)
+    assert found.shortcut_std.shape == found.gradient_ratio.shape == (arch.num_sublayers + 1,)
+    assert np.all(found.shortcut_std > 0) and found.gradient_ratio[-1] == 1
+    assert np.all((found.token_correlation >= 0) & (found.token_correlation <= 1))

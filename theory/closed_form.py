@@ -1,0 +1,273 @@
+"""Two numbers a place: variance nu and mean token correlation rho of the stream, gamma that of its gradient, as SymPy
+expressions for one residual addition x' = post(a x + b out(f(in pre(x)))) of any block, and followed through N blocks.
+
+The limit of infinite width and of flat attention logits: tokens count as equally correlated, attention averages
+uniformly (ALiBi's bias and a clip of the probabilities are kept, `theory.token_mixing`). Dropped: what sets positions
+apart, sharp attention and its score path, all of order 1 / d. `theory.predict` keeps these.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+import sympy as sp
+
+from theory import notation as s
+from theory.activation import Activation, activation
+from theory.architecture import Architecture
+from theory.attention_scheme import attention_scheme
+from theory.block import block
+from theory.derivation import Step, equation, topic
+from theory.dual_expression import dual_expression, dual_tables, mean_expression
+from theory.embedding import embedding
+from theory.gaussian_norm import gaussian_norm
+from theory.positions import sinusoids
+from theory.softmax_overlap import softmax_overlap
+from theory.token_mixing import TokenMixing, token_mixing
+
+ARGUMENTS = (s.variance, s.correlation, s.gradient_correlation, s.layer, s.N, s.epsilon)
+Pair = tuple[sp.Expr, sp.Expr]
+Gain = Callable[[str], sp.Expr]
+
+
+@dataclass(frozen=True)
+class Addition:
+    """One residual addition of a block, in nu, rho, gamma, n, N and epsilon.
+
+    parts: its sub-layers. variance, correlation: of the stream after it. gradient: squared gradient norm before it over
+    that after it, whose token correlation is gamma. gradient_correlation: before it. written: by part, variance and
+    covariance it writes into the stream (b^2 w), and what it adds to gradient and its covariance (b^2 beta / nu).
+    """
+
+    parts: tuple[str, ...]
+    variance: sp.Expr
+    correlation: sp.Expr
+    gradient: sp.Expr
+    gradient_correlation: sp.Expr
+    written: dict[str, tuple[sp.Expr, sp.Expr, sp.Expr, sp.Expr]]
+    activation: Activation
+
+    @cached_property
+    def forward(self) -> Callable[..., list[np.ndarray]]:
+        """(nu', rho') as a function of arrays nu, rho, gamma, n, N, epsilon."""
+        return self.compiled(self.variance, self.correlation)
+
+    @cached_property
+    def backward(self) -> Callable[..., list[np.ndarray]]:
+        """(gradient ratio, gamma before) as a function of the same arrays; nu and rho are those before the addition."""
+        return self.compiled(self.gradient, self.gradient_correlation)
+
+    def compiled(self, *expressions: sp.Expr) -> Callable[..., list[np.ndarray]]:
+        """The expressions as one function of arrays nu, rho, gamma, n, N, epsilon."""
+        tables = dual_tables(self.activation)
+        function = sp.lambdify(ARGUMENTS, list(expressions), modules=[tables, "numpy"], cse=True)
+        return lambda *values: [np.asarray(value, np.float64) for value in function(*map(np.float64, values))]
+
+
+@dataclass(frozen=True)
+class ClosedForm:
+    """The recursion of an architecture and what it gives, at S + 1 places.
+
+    additions: those of one block, in order. shortcut_std: float64[S + 1]. token_correlation: float64[S + 1].
+    gradient_ratio: float64[S + 1], gradient norm at each place over the last one's. gradient_correlation: float64[S +
+    1]. amplification: gradient_ratio[0].
+    """
+
+    arch: Architecture
+    additions: tuple[Addition, ...]
+    shortcut_std: np.ndarray
+    token_correlation: np.ndarray
+    gradient_ratio: np.ndarray
+    gradient_correlation: np.ndarray
+    amplification: float
+
+
+def closed_form(arch: Architecture) -> ClosedForm:
+    """Follow the two-number recursion of `arch` on independent uniform tokens, one sequence of `seq_len` of them.
+
+    Source: the two-number version of the kernel propagation of `theory.propagation`; DeepScaleLM (arXiv 2403.09635)
+    has such moments for pre-LN. Numbers that leave float64 come out as inf. The head counts as untied.
+    """
+    steps = additions(arch)
+    stream, number = [initial(arch)], len(steps)
+    with np.errstate(all="ignore"):
+        for place in range(arch.num_sublayers):
+            variance, correlation = steps[place % number].forward(
+                *stream[-1], 0.0, place // number + 1, arch.num_layers, arch.norm_epsilon
+            )
+            stream.append((float(variance), float(np.clip(correlation, 0.0, 1.0))))
+        gamma, log_square = upstream_correlation(arch, *stream[-1]), 0.0
+        gradient = [(log_square, gamma)]
+        for place in reversed(range(arch.num_sublayers)):
+            grown, before = steps[place % number].backward(
+                *stream[place], gamma, place // number + 1, arch.num_layers, arch.norm_epsilon
+            )
+            gamma, log_square = float(np.clip(before, -1.0, 1.0)), log_square + float(np.log(grown))
+            gradient.append((log_square, gamma))
+        variances, correlations = np.array(stream).T
+        logs, gammas = np.array(gradient[::-1]).T
+        ratio = np.exp(logs / 2)
+    return ClosedForm(arch, steps, np.sqrt(variances), correlations, ratio, gammas, float(ratio[0]))
+
+
+def initial(arch: Architecture) -> tuple[float, float]:
+    """Variance and mean token correlation of the stream that enters block 1; equal words have equal rows."""
+    method = embedding(arch.embedding)
+    own = float(arch.std("embedding")[0] * arch.evaluate(method.multiplier)) ** 2
+    if method.layer_norm:
+        own = own / (own + arch.norm_epsilon)
+    variance, covariance = own, own / arch.vocab_size
+    if arch.positions == "learned":
+        variance += float(arch.std("position")[0]) ** 2
+    if arch.positions == "sinusoidal":
+        code = sinusoids(arch.seq_len, arch.d_model)
+        code = code - code.mean(axis=1, keepdims=True) if arch.norm == "layer_norm" else code
+        kernel, length = code @ code.T / arch.d_model, arch.seq_len
+        variance += float(np.trace(kernel)) / length
+        covariance += float(kernel.sum() - np.trace(kernel)) / max(length * (length - 1), 1)
+    return variance, min(max(covariance / variance, 0.0), 1.0)
+
+
+def upstream_correlation(arch: Architecture, variance: float, correlation: float) -> float:
+    """Mean correlation of softmax minus one-hot at two tokens, whose logits are Gaussian."""
+    size = variance / (variance + arch.norm_epsilon) if block(arch.block).final_norm else variance
+    logits = min(arch.logit_scale**2 * arch.d_model * float(arch.std("head")[0]) ** 2 * size, 64.0)
+    if not np.isfinite(logits):
+        return 0.0
+    overlap = softmax_overlap(logits * np.array([[1.0, correlation], [correlation, 1.0]]), arch.vocab_size)
+    error = overlap - 2 / arch.vocab_size + np.array([[1.0, 1 / arch.vocab_size], [1 / arch.vocab_size, 1.0]])
+    return float(np.clip(error[0, 1] / error[0, 0], 0.0, 1.0))
+
+
+def gain(arch: Architecture, kind: str) -> sp.Expr:
+    """fan_in times the variance of that matrix's entries, exact in n and N at the size of `arch`.
+
+    Of matrices that act as W / ‖W‖ it is a number, whatever they were drawn from.
+    """
+    fan_in, fan_out = arch.shape(kind)
+    rule = arch.rule(kind).subs({s.fan_in: fan_in, s.fan_out: fan_out, s.d: arch.d_model, s.V: arch.vocab_size})
+    if attention_scheme(arch.attention).spectral:
+        rule = sp.Float(1 / gaussian_norm(fan_in, fan_out))
+    number, rest = sp.simplify(fan_in * rule**2).as_independent(s.N, s.layer, as_Add=False)
+    return rest * (number if number.is_algebraic else sp.Rational(float(number)).limit_denominator(10**12))
+
+
+@lru_cache(maxsize=256)
+def additions(arch: Architecture) -> tuple[Addition, ...]:
+    """The residual additions of one block of `arch` as expressions."""
+    return tuple(
+        _addition(arch, parts, lambda kind: gain(arch, kind), token_mixing(arch))
+        for parts in block(arch.block).additions
+    )
+
+
+def _addition(arch: Architecture, parts: tuple[str, ...], gain_of: Gain, mixing: TokenMixing) -> Addition:
+    scheme = block(arch.block)
+    nu, rho, gamma = s.variance, s.correlation, s.gradient_correlation
+    total, shared = scheme.shortcut**2 * nu, scheme.shortcut**2 * nu * rho
+    gradient, common = scheme.shortcut**2, scheme.shortcut**2 * gamma
+    written = {}
+    for part in parts:
+        q, scale = scheme.input**2 * nu, scheme.input**2
+        if arch.normed("pre", part):
+            q, scale = q / (nu + s.epsilon), scale / (nu + s.epsilon)
+        if part == "attention":
+            (size, pair), (own, across) = _attention(arch, q, gain_of, mixing)
+        else:
+            (size, pair), (own, across) = _feed_forward(arch, q, gain_of)
+        own, across = scale * own, scale * across
+        if arch.normed("output", part):
+            divisor = size + s.epsilon
+            size, pair, own, across = (term / divisor for term in (size, pair, own, across))
+        written[part] = tuple(scheme.branch**2 * term for term in (size, pair, own, across))
+        size, pair, own, across = written[part]
+        total, shared, gradient, common = total + size, shared + pair, gradient + own, common + across
+    correlation, before = shared / total, common / gradient
+    if arch.normed("post", parts[0]):
+        total, gradient = total / (total + s.epsilon), gradient / (total + s.epsilon)
+    return Addition(parts, total, correlation, gradient, before, written, activation(arch.activation))
+
+
+def _attention(arch: Architecture, q: sp.Expr, gain_of: Gain, mixing: TokenMixing) -> tuple[Pair, Pair]:
+    """Variance and covariance that attention writes for input of variance q, and gains of gradient and covariance."""
+    value, output = gain_of("attention.value"), gain_of("attention.output")
+    if attention_scheme(arch.attention).qkv_norm:
+        divisor = value * q + s.epsilon
+        q, value, back = value * q / divisor, sp.S.One, value / divisor
+    else:
+        back = value
+    size, pair = (value * q * term for term in mixing.forward(s.correlation))
+    if arch.normed("inner", "attention"):
+        divisor = size + s.epsilon
+        size, pair, back = size / divisor, pair / divisor, back / divisor
+    own, across = (output * back * term for term in mixing.backward(s.gradient_correlation))
+    return (output * size, output * pair), (own, across)
+
+
+def _feed_forward(arch: Architecture, q: sp.Expr, gain_of: Gain) -> tuple[Pair, Pair]:
+    """The same of the feed-forward."""
+    scheme = activation(arch.activation)
+    up, down = gain_of("feed_forward.up"), gain_of("feed_forward.down")
+    gate = gain_of("feed_forward.gate") if scheme.gated else up
+    moments, backs = [], []
+    for rho in (sp.S.One, s.correlation):
+        function, slope = dual_expression(scheme, gate * q, rho)
+        if scheme.gated:
+            moments.append(function * up * q * rho)
+            backs.append(up * function + gate * slope * up * q * rho)
+        else:
+            moments.append(function)
+            backs.append(up * slope)
+    if arch.normed("inner", "feed_forward"):
+        if arch.norm == "layer_norm" and not scheme.gated:
+            mean = mean_expression(scheme, gate * q) ** 2
+            moments = [moment - mean for moment in moments]
+        divisor = moments[0] + s.epsilon
+        moments, backs = [m / divisor for m in moments], [b / divisor for b in backs]
+    size, pair = (down * moment for moment in moments)
+    return (size, pair), (down * backs[0], down * backs[1] * s.gradient_correlation)
+
+
+@topic("The two-number map of one residual addition")
+def two_number_map() -> tuple[Step, ...]:
+    """(nu, rho) of the stream to (nu_next, rho_next) after one addition x + f(LN(x)), and back for the gradient: r is
+    its squared norm before over after, gamma and gamma_before the gradients' token correlation after and before.
+    Uniform causal attention, then a feed-forward with ReLU and with GELU. `theory.closed_form.additions(arch)` has the
+    same map of any architecture, as expressions and as functions of arrays. It leaves out what sets positions apart,
+    sharp attention and its score path; docs/growth.md has its error against the kernel prediction, by block."""
+    gains = {
+        "attention.value": s.d * s.sigma_V**2,
+        "attention.output": s.d * s.sigma_O**2,
+        "feed_forward.up": s.d * s.sigma_1**2,
+        "feed_forward.down": s.d_ff * s.sigma_2**2,
+    }
+    mixing = TokenMixing(s.participation, 2 - s.participation, sp.S.One, s.T, s.T)
+    steps = list[Step]()
+    for part, name in (("attention", "identity"), ("feed_forward", "relu"), ("feed_forward", "gelu")):
+        made = _addition(Architecture(activation=name), (part,), gains.__getitem__, mixing)
+        what = "attention" if part == "attention" else f"the feed-forward, {name}"
+        size, pair, own, _ = made.written[part]
+        steps += [
+            Step(equation(s.variance_after, made.variance), f"variance after {what}", kind="given"),
+            Step(equation(s.correlation_after, made.correlation), f"correlation after {what}", kind="given"),
+            Step(equation(s.gradient_ratio, made.gradient), f"the gradient back through {what}", kind="given"),
+            Step(
+                equation(s.gradient_correlation_before, made.gradient_correlation),
+                f"its correlation before {what}",
+                kind="given",
+            ),
+            Step(
+                equation(pair.subs(s.correlation, 1), size.subs(s.correlation, 1)),
+                "equal tokens stay equal: rho = 1 is a fixed point",
+            ),
+        ]
+        if name != "gelu":
+            back = own.subs({s.correlation: 1, s.gradient_correlation: sp.Rational(1, 2)})
+            steps.append(
+                Step(
+                    equation(back * s.variance, size.subs(s.correlation, 1)),
+                    "there the gains agree (attention: at gamma = 1/2): nu_next / nu = r without epsilon",
+                )
+            )
+    return tuple(steps)

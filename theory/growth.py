@@ -1,0 +1,272 @@
+"""How the gradient amplification grows with the number of blocks N: constant, logarithm, power, or an exponential.
+
+Read off the two-number recursion (`theory.closed_form`) at its limit. As depth grows the tokens' correlation tends to a
+fixed point, 1 for all the usual sub-layers; there attention writes and returns the same variance, whatever its softmax
+does, since its rows sum to 1 (`theory.token_mixing`). What is left is the ratio kappa of backward to forward gain, and
+how the written variance depends on N and on the block's number n. The score path's gain vanishes as tokens become
+alike, unless logits grow with the stream (`theory.score_path`): then the class is not derived, and `growth` says so.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import product
+
+import numpy as np
+import sympy as sp
+
+from theory import notation as s
+from theory.activation import activation
+from theory.architecture import Architecture
+from theory.attention_scheme import attention_scheme
+from theory.block import BLOCKS, PARTS, Block, block
+from theory.closed_form import Addition, Pair, additions, closed_form, gain
+from theory.dual_expression import dual_tables, kinked_line, line_at_infinity, tangent_at_zero
+from theory.embedding import EMBEDDINGS, Embedding
+from theory.initialization import INITIALIZATIONS, Initialization, initialization
+from theory.token_mixing import token_mixing
+
+KINDS = ("constant", "logarithm", "power", "stretched exponential", "exponential", "double exponential", "not derived")
+_DEEP = 1e6
+
+
+@dataclass(frozen=True)
+class Growth:
+    """The amplification's leading behaviour as N -> oo.
+
+    kind: one of KINDS. exponent: of N (power), of log N (logarithm), or p in exp(rate N^p); 0 for a constant. rate: per
+    block^p, of an exponential; 0 otherwise. expression: the behaviour in N and sigma_0 up to a constant factor; of a
+    constant, what the gains at the fixed point give, from which tokens that are not yet alike differ (`closed_form`
+    has the number). token_correlation: the fixed point. topic: the derivation. "not derived": queries and keys see a
+    stream that grows and that no norm bounds, so the score path is not small; exponent and rate are nan, and
+    expression is what the value path alone gives.
+    """
+
+    kind: str
+    exponent: float
+    rate: float
+    expression: sp.Expr
+    explanation: str
+    topic: str
+    token_correlation: float
+
+    @property
+    def formula(self) -> str:
+        """The class in a few characters: "constant", "N^0.52", "exp(0.0068 N)"."""
+        formulas = {
+            "constant": "constant",
+            "logarithm": f"(log N)^{self.exponent:.2f}",
+            "power": f"N^{self.exponent:.2f}",
+            "stretched exponential": f"exp({self.rate:.4f} N^{self.exponent:g})",
+            "exponential": f"exp({self.rate:.4f} N)",
+            "double exponential": "exp(2^N)",
+            "not derived": "not derived: score path",
+        }
+        return formulas[self.kind]
+
+
+def growth(arch: Architecture) -> Growth:
+    """Growth class of `arch`, whose num_layers plays no role; everything else is held fixed.
+
+    norm_epsilon counts as 0: an output that shrinks with depth, under a norm on the output, has its class only while
+    its variance exceeds it. Source: the recursion of `theory.closed_form` in its deep limit. Raises ValueError as
+    `Architecture` does.
+    """
+    found = _value_path(arch)
+    bounded = arch.normed("pre", "attention") or arch.normed("post", "attention")
+    if bounded or attention_scheme(arch.attention).normed or found.kind == "constant":
+        return found
+    why = f"score path: the attention logits grow with the stream, without limit; the value path alone: {found.formula}"
+    return replace(found, kind="not derived", exponent=math.nan, rate=math.nan, explanation=why, topic="growing_logits")
+
+
+def _value_path(arch: Architecture) -> Growth:
+    scheme = block(arch.block)
+    if scheme.branch.is_zero:
+        return Growth(
+            "constant", 0.0, 0.0, sp.S.One, "branches start at 0: the stack is the identity", "no_norm_growth", 0.0
+        )
+    if not any(_writes(arch, part) for part in PARTS):
+        factor = sp.S.One if arch.normed("post", "attention") else scheme.shortcut**2
+        why = "output matrices start at 0: only shortcuts and their norms are left"
+        return _exponential([factor] * len(scheme.additions), 0.0, "no_norm_growth", why)
+    deep, rho, gains = _deep_gains(replace(arch, num_layers=1, embedding="vanilla"))
+    fixed, shortcut = float(rho), scheme.shortcut**2
+    if deep.normed("post", "attention"):
+        ratios = [(shortcut + back) / (shortcut + forth) for forth, back in gains]
+        return _exponential(
+            ratios, fixed, "post_norm_growth", "each sum is normed: gains multiply, backward over forward"
+        )
+    if not all(_blind(deep, part) for part in PARTS):
+        return _without_norms(arch, [shortcut + back for _, back in gains], fixed)
+    limit = sp.limit(shortcut, s.N, sp.oo)
+    forth, back = (sp.simplify(sum(pair[i] for pair in gains)) for i in (0, 1))
+    kappa = sp.simplify(sp.limit((back / forth).subs(s.layer, s.N), s.N, sp.oo))
+    if limit == 1:
+        decay = sp.limit(s.N * len(gains) * (1 - shortcut), s.N, sp.oo)
+        return _additive(forth, kappa, decay, fixed)
+    ratios = [shortcut + (b * (1 - shortcut) / f if limit < 1 else 0) for f, b in gains]
+    return _exponential(ratios, fixed, "post_norm_growth", "the shortcut's factor is not 1 in the limit")
+
+
+def growth_table(
+    arch: Architecture,
+    blocks: tuple[str | Block, ...] = tuple(BLOCKS),
+    initializations: tuple[str | Initialization, ...] = tuple(INITIALIZATIONS),
+    embeddings: tuple[str | float | Embedding, ...] = tuple(EMBEDDINGS),
+) -> Iterator[tuple[Architecture, Growth]]:
+    """`growth` of every combination of these with the other fields of `arch`; initialisations it cannot have excepted.
+
+    Those are: an output matrix of 0 where every matrix is divided by its norm.
+    """
+    for b, i, e in product(blocks, initializations, embeddings):
+        if attention_scheme(arch.attention).spectral and initialization(i).rule("attention.output").is_zero:
+            continue
+        model = replace(arch, block=b, initialization=i, embedding=e)
+        yield model, growth(model)
+
+
+def _writes(arch: Architecture, part: str) -> bool:
+    """Whether that part's output matrix is not 0 at the start."""
+    return not arch.rule("attention.output" if part == "attention" else "feed_forward.down").is_zero
+
+
+@lru_cache(maxsize=256)
+def _deep_gains(arch: Architecture) -> tuple[Architecture, sp.Expr, tuple[Pair, ...]]:
+    """`arch` as its deepest layers see it, the tokens' correlation there, and each addition's two gains."""
+    deep = _deep(arch)
+    steps = additions(deep)
+    rho, gamma = _fixed_point(deep, steps)
+    return deep, rho, tuple(_gains(step, rho, gamma) for step in steps)
+
+
+def _blind(arch: Architecture, part: str) -> bool:
+    """Whether what that part writes is independent of the length of the stream."""
+    hidden = part == "attention" and attention_scheme(arch.attention).qkv_norm
+    return hidden or any(arch.normed(where, part) for where in ("pre", "inner", "output"))
+
+
+def _deep(arch: Architecture) -> Architecture:
+    """`arch` with the activation that its deepest layers see: a line where their input is small or large."""
+    scheme = activation(arch.activation)
+    if kinked_line(scheme) is not None:
+        return arch
+    size = block(arch.block).input ** 2 * gain(arch, "feed_forward.gate" if scheme.gated else "feed_forward.up")
+    input_size = sp.limit(size.subs(s.layer, s.N), s.N, sp.oo)
+    if input_size == 0:
+        return replace(arch, activation=tangent_at_zero(scheme))
+    if not arch.normed("pre", "feed_forward") and not arch.normed("post", "feed_forward"):
+        return replace(arch, activation=line_at_infinity(scheme))
+    return arch
+
+
+def _fixed_point(arch: Architecture, steps: tuple[Addition, ...]) -> tuple[sp.Expr, sp.Expr]:
+    """Where the correlations of stream and gradient stay, from small ones upwards; exactly 1 where it is that."""
+    terms = [step.compiled(*(term for part in step.parts for term in step.written[part])) for step in steps]
+
+    def moved(rho: float, gamma: float) -> tuple[float, float]:
+        found = [np.sum(np.reshape(f(1.0, rho, gamma, _DEEP, _DEEP, 0.0), (-1, 4)), axis=0) for f in terms]
+        size, pair, own, across = np.sum(found, axis=0)
+        return pair / size, across / own
+
+    mixing = token_mixing(arch)
+    grid = np.append(np.linspace(0.005, 0.995, 199), 0.9999)
+    above = np.array([moved(rho, 0.0)[0] < rho for rho in grid])
+    if not above.any() and mixing.row_square == 1:
+        return sp.S.One, mixing.kept
+    low, high = (grid[-1], 1.0) if not above.any() else (max(grid[above.argmax()] - 0.005, 0.0), grid[above.argmax()])
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if moved(middle, 0.0)[0] >= middle else (low, middle)
+    rho, gamma = (low + high) / 2, 0.5
+    for _ in range(2000):
+        gamma = moved(rho, gamma)[1]
+    return sp.Float(rho), sp.Float(gamma)
+
+
+def _gains(step: Addition, rho: sp.Expr, gamma: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
+    """Variance an addition writes into a stream of variance 1 and adds to the squared gradient, at rho, gamma."""
+    tables = dual_tables(step.activation)
+    found = []
+    for i in (0, 2):
+        term = sum((step.written[part][i] for part in step.parts), sp.S.Zero)
+        term = term.subs({s.epsilon: 0, s.variance: 1, s.correlation: rho, s.gradient_correlation: gamma})
+        for name, table in tables.items():
+            term = term.replace(sp.Function(name), lambda *args, table=table: sp.Float(float(table(*map(float, args)))))
+        found.append(sp.simplify(term))
+    return found[0], found[1]
+
+
+def _order(expression: sp.Expr, symbol: sp.Symbol) -> sp.Expr:
+    """p where the expression falls like symbol^-p."""
+    order = -sp.limit(sp.simplify(symbol * sp.diff(sp.log(expression), symbol)), symbol, sp.oo)
+    return sp.Rational(round(float(order), 9)).limit_denominator(1000)
+
+
+def _additive(forth: sp.Expr, kappa: sp.Expr, decay: sp.Expr, fixed: float) -> Growth:
+    """The stream gains `forth` a block and loses the share decay / N of itself; d log g^2 = kappa d log nu."""
+    p, r = _order(forth, s.N), _order(forth, s.layer)
+    power, sigma = 1 - p - r, s.sigma_0**2
+    if decay > 0:
+        goal = sp.limit(s.N * forth / decay, s.N, sp.oo)
+        if goal.is_infinite:
+            return _power(power, kappa, fixed)
+        last = goal + (sigma - goal) * sp.exp(-decay)
+        value = (last / sigma) ** (kappa / 2) * sp.exp(decay * (kappa - 1) / 2 if goal else 0)
+        value = value if goal else sp.exp(-decay / 2)
+        why = "the shortcut forgets the stream at the rate at which the branches write it"
+        return Growth("constant", 0.0, 0.0, sp.simplify(value), why, "affine_growth", fixed)
+    if power > 0 and r < 1:
+        return _power(power, kappa, fixed)
+    if r == 1 and p == 0:
+        why = "block n writes a variance of order 1 / n, so the stream's grows like log N"
+        return Growth("logarithm", float(kappa / 2), 0.0, sp.log(s.N) ** (kappa / 2), why, "harmonic_growth", fixed)
+    written = sp.S.Zero
+    if power == 0 and r < 1:
+        written = sp.limit(forth.subs(s.layer, s.N) * s.N, s.N, sp.oo) / (1 - r)
+    elif p == 0:
+        written = sp.Sum(forth, (s.layer, 1, sp.oo))
+    value = (1 + written / sigma) ** (kappa / 2)
+    why = "all blocks together write a variance that depth does not change" if written else "what all write vanishes"
+    return Growth("constant", 0.0, 0.0, value, why, "additive_growth", fixed)
+
+
+def _power(power: sp.Expr, kappa: sp.Expr, fixed: float) -> Growth:
+    exponent = power * kappa / 2
+    why = "the stream's variance grows like N^p, and the squared gradient like its power kappa, backward over forward"
+    return Growth("power", float(exponent), 0.0, s.N**exponent, why, "additive_growth", fixed)
+
+
+def _exponential(ratios: list[sp.Expr], fixed: float, topic: str, why: str) -> Growth:
+    """Growth whose squared gradient is multiplied by each of these ratios a block, functions of N alone."""
+    excess = [sp.simplify(sp.together(ratio.subs(s.layer, s.N) - 1)) for ratio in ratios]
+    if all(term == 0 for term in excess):
+        return Growth("constant", 0.0, 0.0, sp.S.One, why + "; here the two agree", topic, fixed)
+    limits = [sp.limit(term, s.N, sp.oo) for term in excess]
+    if any(limits):
+        rate = sp.log(sp.Mul(*(1 + term for term in limits))) / 2
+        return Growth("exponential", 1.0, float(rate), sp.exp(rate * s.N), why, topic, fixed)
+    for p in (sp.Rational(1, 4), sp.Rational(1, 2), sp.Rational(3, 4), sp.S.One):  # log(1 + x) is x in the limit
+        rate = sum(sp.limit(sp.simplify(term * s.N**p), s.N, sp.oo) for term in excess) / 2
+        if rate != 0 and rate.is_finite:
+            value = sp.exp(rate * s.N ** (1 - p))
+            if p == 1:
+                return Growth("constant", 0.0, 0.0, value, why, topic, fixed)
+            return Growth("stretched exponential", float(1 - p), float(rate), value, why, topic, fixed)
+    return Growth("constant", 0.0, 0.0, sp.S.One, why + "; what a block adds vanishes faster than 1 / N", topic, fixed)
+
+
+def _without_norms(arch: Architecture, ratios: list[sp.Expr], fixed: float) -> Growth:
+    """A branch scales with the stream: so do the gradients; a gated feed-forward squares it."""
+    why = "no norm hides the stream's length: each block multiplies"
+    found = _exponential(ratios, fixed, "no_norm_growth", why)
+    deepest = closed_form(replace(arch, num_layers=1024))
+    if activation(arch.activation).gated and not np.isfinite(deepest.amplification * deepest.shortcut_std[-1]):
+        why = "no norm, and a gated layer squares its input: the stream's logarithm doubles from block to block"
+        return Growth("double exponential", 1.0, float("inf"), sp.exp(2**s.N), why, "no_norm_growth", fixed)
+    if found.kind != "constant" and not activation(arch.activation).gated:
+        return found
+    value = sp.Float(2 * deepest.amplification - closed_form(replace(arch, num_layers=512)).amplification)
+    why = "no norm, but branches so small that the stream stays bounded; value by extrapolation from N = 512 and 1024"
+    return Growth("constant", 0.0, 0.0, value, why, "no_norm_growth", fixed)
