@@ -58,7 +58,9 @@ class BoundOptions:
     """the model"""
     preset: Preset = None
     method: str = "paper"
-    """which bound: paper"""
+    """which bound: paper (in expectation), high_probability"""
+    probability: float = 0.99
+    """with which high_probability holds, for all sub-layers at once"""
     json: bool = False
     """print JSON instead of columns"""
 
@@ -166,7 +168,7 @@ def _bound(options: BoundOptions) -> int:
     from theory.bounds import bound
 
     arch = architecture(options.arch)
-    result = bound(arch, method=options.method)
+    result = bound(arch, method=options.method, probability=options.probability)
     if options.json:
         return _json(result)
     print(f"{'place':<8}{'sub-layer':<22}{'shortcut_std':<16}bound_sublayer")

@@ -135,7 +135,15 @@ def _outcome(step: Step) -> Outcome:
     return Outcome(step, how is not None, how or "FAILED: not zero, or not proven")
 
 
-_TOPIC_MODULES = ("normalization", "feed_forward", "attention", "residual", "conditions")
+_TOPIC_MODULES = (
+    "normalization",
+    "feed_forward",
+    "attention",
+    "addition_bound",
+    "tail_bounds",
+    "residual",
+    "conditions",
+)
 TOPICS: dict[str, tuple[str, Callable[[], Derivation]]] = {}
 
 

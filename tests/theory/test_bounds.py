@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from theory import Architecture, bound, predict
+from theory.attention_scheme import ATTENTIONS
+from theory.block import BLOCKS
 
 
 def test_relu_feed_forward_by_hand() -> None:
@@ -51,3 +53,30 @@ def test_errors() -> None:
         bound(arch, shortcut_std=np.ones(2))
     with pytest.raises(ValueError, match="shortcut_std: must be positive"):
         bound(arch, shortcut_std=np.zeros(3))
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_every_arrangement_has_a_paper_bound(block: str, attention: str) -> None:
+    arch = Architecture(num_layers=1, block=block, attention=attention, activation="swiglu")
+    found = bound(arch, shortcut_std=np.ones(arch.num_sublayers + 1)).sublayer
+    assert found.shape == (arch.num_sublayers,) and np.all(np.isfinite(found)) and np.all(found > 0)
+
+
+def test_shortcut_and_branch_factors_by_hand() -> None:
+    """ReLU feed-forward at a stream of 0.5: pre-LN's excess times b, after a."""
+    std = np.full(5, 0.5)
+    plain = bound(Architecture(num_layers=2, activation="relu"), shortcut_std=std).sublayer - 1
+    deep = bound(Architecture(num_layers=2, activation="relu", block="deep_scale_lm"), shortcut_std=std).sublayer
+    assert deep == pytest.approx(np.sqrt(3 / 4) + plain / 2, rel=1e-12)
+    assert bound(Architecture(num_layers=2, block="rezero"), shortcut_std=std).sublayer == pytest.approx(1.0)
+
+
+def test_high_probability_grows_with_the_probability_and_refuses_by_name() -> None:
+    arch = Architecture(num_layers=2)
+    low, high = (bound(arch, "high_probability", p).sublayer for p in (0.5, 0.999999))
+    assert np.all(low < high) and np.all(low > bound(arch).sublayer)
+    with pytest.raises(ValueError, match="block: 'sandwich'"):
+        bound(Architecture(block="sandwich"), "high_probability")
+    with pytest.raises(ValueError, match="probability: must lie in"):
+        bound(arch, "high_probability", 1.0)
