@@ -171,7 +171,8 @@ def _bound(options: BoundOptions) -> int:
     result = bound(arch, method=options.method, probability=options.probability)
     if options.json:
         return _json(result)
-    print(f"{'place':<8}{'sub-layer':<22}{'shortcut_std':<16}bound_sublayer")
+    std = "shortcut_std" if options.method == "paper" else "least_std"
+    print(f"{'place':<8}{'sub-layer':<22}{std:<16}bound_sublayer")
     for place, value in enumerate(result.sublayer):
         print(f"{place:<8}{_sublayer(arch, place):<22}{result.shortcut_std[place]:<16.6g}{value:.6g}")
     print(f"\nbound_product  10^{result.log10_product:.4g}")

@@ -5,6 +5,7 @@ the stream's standard deviation, from `predict`, or the typical size of the shor
 """
 
 import math
+from functools import lru_cache
 
 import numpy as np
 from numpy.polynomial.hermite_e import hermegauss
@@ -111,10 +112,17 @@ def _feed_forward(arch: Architecture, layer: int, size: float) -> tuple[float, f
 def _hidden(arch: Architecture, up: float, gate: float) -> tuple[float, float]:
     """Of F(u), or of F(g) u: the root mean square, and what a norm of it divides by, without its epsilon."""
     scheme = activation(arch.activation)
-    nodes, weights = hermegauss(200)
+    nodes, weights = _quadrature()
     values = scheme.numeric[0]((gate if scheme.gated else up) * nodes)
-    square, mean = weights @ values**2 / weights.sum(), weights @ values / weights.sum()
+    square, mean = weights @ values**2, weights @ values
     rms = math.sqrt(square) * (up if scheme.gated else 1.0)
     if scheme.gated or arch.norm == "rms_norm":
         return rms, rms
     return rms, math.sqrt(max(square - mean**2, 0.0))
+
+
+@lru_cache(maxsize=1)
+def _quadrature() -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights of a mean over a standard Gaussian."""
+    nodes, weights = hermegauss(200)
+    return nodes, weights / weights.sum()
