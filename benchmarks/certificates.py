@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits
 
 import models
 from models.linear import as_matrices
@@ -212,7 +213,8 @@ def main() -> int:
         found: list[dict] = []
         start = time.perf_counter()
         for number, arch in enumerate(archs):
-            found += measured(number, arch, options.draws)
+            with threadpool_limits(1):  # for matrices this small more threads only wait for one another
+                found += measured(number, arch, options.draws)
             print(f"{number + 1} architectures, {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
         data = pd.DataFrame(found)
         if options.measured is not None:

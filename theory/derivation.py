@@ -141,6 +141,7 @@ _TOPIC_MODULES = (
     "attention",
     "addition_bound",
     "tail_bounds",
+    "logit_bound",
     "residual",
     "conditions",
 )
