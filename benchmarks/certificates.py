@@ -3,7 +3,8 @@
 Draws architectures from all registered blocks, attentions, activations, norms, position codes, initialisations and
 embeddings, tied or not, with biases or not, at sizes that make a draw cheap; and for each of them networks: as drawn,
 trained for a few steps of sign descent at a high rate, or with noise on every array, biases and norms' scales too, and
-each multiplied by its own factor from 0.01 to 100. Every residual addition's exact Jacobian norm (singular values, in float64) is held against
+each multiplied by its own factor from 0.01 to 100. Every residual addition's exact Jacobian norm (singular values, in
+float64) is held against
 
 - `certify`, which must never be below it, for all of them;
 - `bound(arch, "high_probability", 0.999)`, for those as drawn, where it does not refuse: at most 1 network in 1,000;

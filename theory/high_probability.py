@@ -90,9 +90,8 @@ def high_probability_bound(arch: Architecture, probability: float) -> tuple[np.n
                     heads[layer], own, size = _attention(arch, layer, slope * length.low, high, tail)
                 else:
                     own, size = _feed_forward(arch, layer, high, tail)
-                if branch:
-                    inside += branch * slope * own
-                    step = math.hypot(step, branch * size)
+                inside += branch * slope * own
+                step = math.hypot(step, branch * size)
             length = _moved(length, shortcut, step, arch, tail)
             post = 1.0
             if block(arch.block).post_norm:

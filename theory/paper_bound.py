@@ -79,7 +79,8 @@ def _attention(arch: Architecture, layer: int, size: float) -> tuple[float, floa
     heads = heads_bound()(
         d_head=arch.d_head, h=arch.num_heads, h_kv=arch.kv_heads, tau=scheme.temperature, kappa=high - low,
         pi_P=averaging, c_P=column, nu_Q=norm["query"], nu_K=norm["key"], nu_V=norm["value"],
-        m_q=length["query"], m_k=length["key"], m_v=length["value"], s_q=slope["query"], s_k=slope["key"], s_v=slope["value"],
+        m_q=length["query"], m_k=length["key"], m_v=length["value"],
+        s_q=slope["query"], s_k=slope["key"], s_v=slope["value"],
     )  # fmt: skip
     mixed = entry["value"] * max((high - low) / arch.seq_len + low, 0.0) * math.sqrt(arch.seq_len)
     own = norm["output"] * heads

@@ -59,6 +59,7 @@ def tail_bounds() -> tuple[Step, ...]:
     margin = equation(t, sp.sqrt(2 * sp.log(events / p)))
     rate, spread = sp.Symbol("lambda", positive=True), sp.Symbol("R", positive=True)
     best = equation(rate, t / spread)
+    frobenius, rank, angle = sp.symbols("F_W r_W cos_1", positive=True)
     return (
         Step(
             sp.Le(Norm(s.W_1), s.sigma_1 * (sp.sqrt(s.d_ff) + sp.sqrt(s.d) + t)),
@@ -77,6 +78,22 @@ def tail_bounds() -> tuple[Step, ...]:
             "a stream of length m moved by r g, g_1 along it and c_perp the square of the rest: its square is never "
             "below m^2 c_perp/(g_1^2 + c_perp), whatever r, the square of m times the sine of g's angle",
         ),
+        Step(
+            sp.Ge(Norm(s.W_1) ** 2, frobenius**2 / rank),
+            "the Frobenius norm's square sums r_W = min(m, n) squared singular values at most; it is a chi-square of "
+            "m n degrees, whose lower tail bounds what sigma-reparametrisation divides by",
+            "Horn and Johnson, Matrix Analysis, section 5.6",
+            kind="cited",
+            trial=_frobenius,
+        ),
+        Step(
+            sp.Le(angle, t / sp.sqrt(s.d_head)),
+            "the cosine of a random direction to a fixed one, but for a probability of exp(-t^2/2): logits of normed "
+            "queries",
+            "Ball 1997, An Elementary Introduction to Modern Convex Geometry, lemma 2.2",
+            kind="cited",
+            trial=_directions,
+        ),
         Step(best, "the rate that serves best", kind="given"),
         Step(
             equation(-rate * t * spread + rate**2 * spread**2 / 2, -(t**2) / 2),
@@ -93,3 +110,19 @@ def _matrices() -> tuple[bool, str]:
     draw, tail = np.random.default_rng(20231216), Tail(0.1)
     above = np.mean([np.linalg.norm(draw.normal(size=(16, 24)), 2) > tail.matrix(1, 16, 24) for _ in range(200)])
     return bool(above <= 0.1), f"200 draws of 16 x 24 at delta = 0.1 ({above:.3f} above)"
+
+
+def _frobenius() -> tuple[bool, str]:
+    draw = np.random.default_rng(20231216)
+    least = 2.0
+    for shape in ((8, 8), (8, 32), (1, 16)):
+        w = draw.normal(size=shape)
+        least = min(least, float(np.linalg.norm(w, 2) * np.sqrt(min(shape)) / np.linalg.norm(w)))
+    return least >= 1 - 1e-12, f"3 draws (at least {least:.3f} of the bound)"
+
+
+def _directions() -> tuple[bool, str]:
+    draw, tail = np.random.default_rng(20231216), Tail(0.1)
+    directions = draw.normal(size=(4000, 8))
+    above = np.mean(directions[:, 0] / np.linalg.norm(directions, axis=1) > tail.t / np.sqrt(8))
+    return bool(above <= 0.1), f"4000 draws of 8 coordinates at delta = 0.1 ({above:.3f} above)"

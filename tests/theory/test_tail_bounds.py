@@ -44,7 +44,7 @@ def test_of_one_direction_nothing_may_be_left() -> None:
 
 def test_feed_forward_by_hand() -> None:
     """Attention that adds nothing leaves the stream as embedded: the shortest of T rows, the events' common share."""
-    rules = Initialization("mine", 0.1, {"attention.output": 0, "embedding": 0.3}, "a test")
+    rules = Initialization("mine", 0.1, {"attention.output": 0, "feed_forward.down": 0.001, "embedding": 0.3}, "a test")
     arch = Architecture(
         num_layers=1, d_model=16, d_ff=64, seq_len=4, vocab_size=9, activation="relu", initialization=rules,
         embedding="vanilla", norm_epsilon=0.04,
@@ -53,8 +53,9 @@ def test_feed_forward_by_hand() -> None:
     delta = 0.01 / events(arch)
     shortest, t = 0.3 * np.sqrt(stats.chi2.ppf(delta, 15)), np.sqrt(-2 * np.log(delta))
     divisor = np.sqrt(shortest**2 / 16 + 0.04)
-    assert found.sublayer == pytest.approx([1, 1 + (0.1 * (4 + 8 + t)) ** 2 / divisor], rel=1e-9)
-    assert found.shortcut_std[:2] == pytest.approx(shortest / 4, rel=1e-9)
+    assert found.sublayer == pytest.approx([1, 1 + 0.1 * 0.001 * (4 + 8 + t) ** 2 / divisor], rel=1e-9)
+    step = 0.001 * 0.1 * 4 * (8 + t)  # one so small takes less by its size than by its angle
+    assert found.shortcut_std == pytest.approx(np.array([shortest, shortest, shortest - t * step]) / 4, rel=1e-9)
 
 
 def test_where_the_matrices_are_divided_by_their_norms_their_size_is_of_no_account() -> None:
@@ -99,7 +100,7 @@ def test_more_certainty_costs_more_in_every_arrangement(data: st.DataObject) -> 
     cut = any(arch.truncation(kind) for kind in (*arch.matrices, "embedding"))
     cut = cut or (arch.positions == "learned" and arch.truncation("position") is not None)
     if cut or BLOCKS[fields["block"]].inner_norm or arch.normed("output", "attention"):
-        with pytest.raises(ValueError, match="initialization: .* cuts|has a norm on the"):
+        with pytest.raises(ValueError, match=r"initialization: .* cuts|has a norm on the"):
             bound(arch, "high_probability", low)
         return
     less, more = (bound(arch, "high_probability", p).sublayer for p in (low, high))
