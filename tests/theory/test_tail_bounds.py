@@ -71,6 +71,19 @@ def test_where_the_matrices_are_divided_by_their_norms_their_size_is_of_no_accou
         assert small == pytest.approx(large, rel=1e-9)
 
 
+def test_a_step_under_sigma_reparametrisation_by_hand() -> None:
+    """W z / ‖W‖ with ‖W‖ at its smallest, ‖W‖_F / sqrt d; the output's row is W_O's step times the heads' length."""
+    arch = Architecture(
+        num_layers=1, d_model=16, num_heads=2, seq_len=4, vocab_size=9, attention="sigma_reparam", embedding=1000.0
+    )
+    delta = 0.01 / events(arch)
+    t, row = np.sqrt(-2 * np.log(delta)), 1000 * np.sqrt(2 / 80) * np.sqrt(stats.chi2.ppf(delta, 15))
+    most = 4 / np.sqrt(stats.chi2.ppf(delta, 256))
+    step = min(1, most * (4 + t)) / 4 * most * 4 * (4 + t)
+    found = bound(arch, "high_probability", 0.99)
+    assert found.shortcut_std[1] == pytest.approx((row - t * step) / 4, rel=1e-9)
+
+
 @pytest.mark.parametrize("initialization", ["olmo2", "ssp"])
 def test_a_gaussian_that_is_cut_off_is_refused(initialization: str) -> None:
     with pytest.raises(ValueError, match=f"initialization: '{initialization}' cuts the Gaussian of"):
