@@ -62,13 +62,20 @@ def test_where_the_matrices_are_divided_by_their_norms_their_size_is_of_no_accou
     for method in ("paper", "high_probability"):
         small, large = (
             bound(
-                Architecture(num_layers=2, attention="sigma_reparam", initialization=name, embedding="unit"),
+                Architecture(
+                    num_layers=2, attention="sigma_reparam", initialization=name, embedding="unit", activation="swiglu"
+                ),
                 method,
                 shortcut_std=np.ones(5) if method == "paper" else None,
             ).sublayer
             for name in ("gpt2", "he")
         )
         assert small == pytest.approx(large, rel=1e-9)
+
+
+def test_a_matrix_over_its_norm_has_norm_1() -> None:
+    arch = Architecture(num_layers=1, attention="sigma_reparam", activation="relu", norm_epsilon=0.0)
+    assert bound(arch, shortcut_std=np.full(3, 0.5)).sublayer[1] == pytest.approx(1 + 1 / 0.5, rel=1e-12)
 
 
 def test_a_step_under_sigma_reparametrisation_by_hand() -> None:
