@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from theory import Architecture, Block, Initialization, bound, predict
+from theory.addition_bound import attention_matrix_bounds
 from theory.attention_scheme import ATTENTIONS
 from theory.block import BLOCKS
 from theory.feed_forward import lipschitz
@@ -142,3 +143,12 @@ def test_a_norm_on_a_projection_hides_its_size(attention: str, kind: str) -> Non
     plain, other = (_half(attention=attention, initialization=rules)[1] for rules in (_MINE, larger))
     assert plain == pytest.approx(other, rel=1e-9)
     assert _half(initialization=larger)[1] > 1.001 * _half()[1]
+
+
+def test_an_attention_matrix_by_hand() -> None:
+    """Columns sum to exp(1/2) times 1 + 1/2 + 1/3 + 1/4 at logits of std 1, to no more than T at sharp ones."""
+    column = np.exp(0.5) * 25 / 12
+    assert attention_matrix_bounds(4, 1.0) == pytest.approx((np.sqrt(column), column), rel=1e-12)
+    assert attention_matrix_bounds(4, 1e6) == pytest.approx((2, 4), rel=1e-12)
+    uniform = attention_matrix_bounds(4096, 0.0)
+    assert uniform[0] == pytest.approx(2, rel=1e-12)
