@@ -155,7 +155,7 @@ def measured(number: int, arch: Architecture, draws: int) -> list[dict]:
 def judged(data: pd.DataFrame, archs: list[Architecture]) -> pd.DataFrame:
     """With each architecture's block and attention, and its bounds at initialisation for the networks as drawn."""
     parts = []
-    for number, own in data.groupby("architecture"):
+    for number, own in data[data["architecture"] < len(archs)].groupby("architecture"):
         arch = archs[int(number)]
         drawn = (own["weights"] == "drawn") & (own["place"] >= 0)
         own = own.assign(block=arch.block, attention=arch.attention)
@@ -205,24 +205,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architectures", type=int, default=56)
     parser.add_argument("--draws", type=int, default=180, help="networks of each")
-    parser.add_argument("--measured", type=Path, help="CSV of norms: read if it is there, else written")
+    parser.add_argument("--measured", type=Path, help="CSV of the norms, to go on from and to judge anew")
     options = parser.parse_args()
     archs = architectures(options.architectures)
+    data = pd.DataFrame()
     if options.measured is not None and options.measured.exists():
         data = pd.read_csv(options.measured)
-    else:
-        found: list[dict] = []
-        start = time.perf_counter()
-        for number, arch in enumerate(archs):
-            with threadpool_limits(1):  # for matrices this small more threads only wait for one another
-                found += measured(number, arch, options.draws)
-            print(f"{number + 1} architectures, {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-        data = pd.DataFrame(found)
+    start, first = time.perf_counter(), 0 if data.empty else data["architecture"].max() + 1
+    for number, arch in list(enumerate(archs))[first:]:
+        with threadpool_limits(1):  # for matrices this small more threads only wait for one another
+            data = pd.concat([data, pd.DataFrame(measured(number, arch, options.draws))])
+        print(f"{number + 1} architectures, {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
         if options.measured is not None:
             data.to_csv(options.measured, index=False)
     data = judged(data, archs)
-    found_by_block = table(data)
-    print(found_by_block.to_string())
+    print(table(data).to_string())
     drawn = data[(data["weights"] == "drawn") & (data["place"] >= 0)]
     print(f"\n{(data['place'] < 0).sum()} networks overflow float64; the paper's bound fails by attention, %:")
     print((100 * _fails(drawn, "paper").groupby(drawn["attention"]).mean()).round(2).to_string())
