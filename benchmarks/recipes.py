@@ -1,8 +1,7 @@
 """What does the theory say of every published recipe at its published size? The table of docs/recipes.md.
 
 Depth, width, heads and vocabulary are the published ones; the sequence is cut to SEQ_LEN tokens and the batch to two
-sequences of random ones. Tied heads are predicted as if untied (`predict` refuses them). Bounds are the paper's, where
-it has one, the largest of all sub-layers.
+sequences of random ones. Tied heads are predicted as if untied. Bounds are the paper's, the largest of all sub-layers.
 
     python benchmarks/recipes.py [NAME ...] [--seq-len 64] [--networks 2]
 """
@@ -11,7 +10,7 @@ import argparse
 import dataclasses
 import time
 
-from theory import Architecture, bound, predict
+from theory import bound, predict
 from theory.parameter_count import num_parameters
 from theory.presets import PRESETS, preset
 
@@ -35,17 +34,9 @@ def main() -> None:
             name, full.block, full.initialization, full.embedding, f"{full.num_layers} x {full.d_model}",
             f"{num_parameters(full):.4g}", f"{arch.seq_len} of {full.seq_len}", f"{p.shortcut_std[0]:.3g}",
             f"{p.shortcut_std[-1]:.3g}", f"{p.gradient_norm[0]:.3g}", f"{p.amplification:.3g}",
-            largest_bound(arch, p.shortcut_std), f"{time.perf_counter() - start:.0f}",
+            f"{bound(arch, shortcut_std=p.shortcut_std).sublayer.max():.3g}", f"{time.perf_counter() - start:.0f}",
         ]  # fmt: skip
         print("| " + " | ".join(map(str, row)) + " |", flush=True)
-
-
-def largest_bound(arch: Architecture, shortcut_std: object) -> str:
-    """The largest sub-layer bound, or a dash where the paper bounds no such arrangement."""
-    try:
-        return f"{bound(arch, shortcut_std=shortcut_std).sublayer.max():.3g}"  # type: ignore[arg-type]
-    except ValueError:
-        return "-"
 
 
 if __name__ == "__main__":

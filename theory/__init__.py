@@ -8,6 +8,7 @@ from theory.bounds import Bound, bound
 from theory.derivation import Derivation, Step, derive
 from theory.embedding import Embedding
 from theory.initialization import Initialization
+from theory.logit_bound import LogitBound, logit_bounds
 from theory.propagation import Prediction, predict
 from theory.recommendation import Recommendation, proxy, recommend
 
@@ -20,11 +21,13 @@ __all__ = [
     "Derivation",
     "Embedding",
     "Initialization",
+    "LogitBound",
     "Prediction",
     "Recommendation",
     "Step",
     "bound",
     "derive",
+    "logit_bounds",
     "predict",
     "proxy",
     "recommend",

@@ -68,7 +68,9 @@ class BoundOptions:
     """the model"""
     preset: Preset = None
     method: str = "paper"
-    """which bound: paper"""
+    """which bound: paper (in expectation), high_probability"""
+    probability: float = 0.99
+    """with which high_probability holds, for all sub-layers at once"""
     json: bool = False
     """print JSON instead of columns"""
 
@@ -207,15 +209,24 @@ def _predict(options: Predict) -> int:
 
 def _bound(options: BoundOptions) -> int:
     from theory.bounds import bound
+    from theory.logit_bound import logit_bounds
 
     arch = architecture(options.arch)
-    result = bound(arch, method=options.method)
+    result = bound(arch, method=options.method, probability=options.probability)
+    logits = logit_bounds(arch, result.shortcut_std) if options.method == "paper" else None
     if options.json:
-        return _json(result)
-    print(f"{'place':<8}{'sub-layer':<22}{'shortcut_std':<16}bound_sublayer")
+        return _json(result, logits)
+    std, logit = ("least_std", "") if logits is None else ("shortcut_std", "bound_attention_logit")
+    print(f"{'place':<8}{'sub-layer':<30}{std:<16}{'bound_sublayer':<18}{logit}".rstrip())
+    per_layer = len(block(arch.block).additions)
     for place, value in enumerate(result.sublayer):
-        print(f"{place:<8}{_sublayer(arch, place):<22}{result.shortcut_std[place]:<16.6g}{value:.6g}")
-    print(f"\nbound_product  10^{result.log10_product:.4g}")
+        logit = f"{logits.attention_logit[place // per_layer]:.6g}" if logits and place % per_layer == 0 else ""
+        entered, std = _sublayer(arch, place), f"{result.shortcut_std[place]:.6g}"
+        print(f"{place:<8}{entered:<30}{std:<16}{value:<18.6g}{logit}".rstrip())
+    print(f"\nbound_product       10^{result.log10_product:.4g}")
+    if logits is not None:
+        print(f"bound_output_logit  {logits.output_logit:.6g}")
+        print(f"attention logits grow with {logits.attention_grows_with}; output with {logits.output_grows_with}")
     return 0
 
 
@@ -266,15 +277,20 @@ def _sublayer(arch: Architecture, place: int) -> str:
     return f"{' + '.join(arrangement.additions[number])} {layer + 1}"
 
 
-def _json(result: Any) -> int:
+def _json(*results: Any) -> int:
+    """Print all fields of the dataclasses as one object; None among them is skipped."""
+
     def plain(value: Any) -> Any:
         if isinstance(value, np.ndarray):
-            return value.tolist()
+            return plain(value.tolist())
         if isinstance(value, dict):
             return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [plain(item) for item in value]
         return None if isinstance(value, float) and not np.isfinite(value) else value
 
-    fields = {field.name: plain(getattr(result, field.name)) for field in dataclasses.fields(result)}
+    given = [result for result in results if result is not None]
+    fields = {field.name: plain(getattr(each, field.name)) for each in given for field in dataclasses.fields(each)}
     print(json.dumps(fields, indent=1, allow_nan=False))
     return 0
 

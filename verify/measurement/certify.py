@@ -55,7 +55,7 @@ def certify(model: tuple[Transformer, Architecture], tokens: np.ndarray, iterati
     if not tokens.size or tokens.min() < 0 or tokens.max() >= arch.vocab_size:
         raise ValueError(f"tokens: expected at least one sequence of whole numbers in 0..{arch.vocab_size - 1}")
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        exact = as_matrices(jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params))
+        exact = _exact(params)
         seen = jax.device_get(_observe(exact, jnp.asarray(tokens, jnp.int32), arch, iterations))
         exact = jax.device_get(exact)
     streams, norms, largest_attention, largest_output = (np.asarray(array, np.float64) for array in seen)
@@ -76,6 +76,12 @@ def certify(model: tuple[Transformer, Architecture], tokens: np.ndarray, iterati
     return Certificate(
         bounds, norms.max(axis=1), attention_logit, largest_attention, output_logit, float(largest_output)
     )
+
+
+@jax.jit
+def _exact(params: Transformer) -> Transformer:
+    """In float64, where that is enabled, and with the matrices that the scheme divides by their norms written out."""
+    return as_matrices(jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params))
 
 
 @partial(jax.jit, static_argnames=("arch", "iterations"))

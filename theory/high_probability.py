@@ -1,0 +1,211 @@
+"""A bound on every sub-layer's Jacobian at initialisation that holds for all of them at once with a given probability.
+
+For one sequence of T tokens chosen without looking at the weights. The failure probability is shared equally by all
+events (`events`), each a tail of `theory.tail_bounds`: the matrices' norms; the lengths of queries, keys, values, heads
+and hidden layers; the logits; and, of every token at every place, that the stream has not become short or long.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from theory import feed_forward
+from theory.activation import activation
+from theory.addition_bound import feed_forward_bound_of, heads_bound
+from theory.architecture import Architecture
+from theory.attention_scheme import attention_scheme
+from theory.block import PARTS, block
+from theory.embedding import embedding
+from theory.tail_bounds import Tail
+
+
+@dataclass(frozen=True)
+class _Length:
+    """Of every token: `low` bounds it from below (its part that a norm sees), `high` from above.
+
+    Or from below by `anchor` - t sqrt(walked): what it was at the last norm or the table, and the steps since.
+    """
+
+    low: float
+    high: float
+    anchor: float
+    walked: float = 0.0
+
+    @staticmethod
+    def between(low: float, high: float) -> "_Length":
+        return _Length(low, high, low)
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """What a block's matrix does to a vector z that does not depend on it.
+
+    least, most: the standard deviation of a coordinate of W z, over |z|, lies between. norm: no larger is the matrix's.
+    step: W z has a random direction and moves along any fixed one as a Gaussian of this standard deviation does.
+    """
+
+    least: float
+    most: float
+    norm: float
+    step: float
+
+    @staticmethod
+    def of(arch: Architecture, kind: str, layer: int, tail: Tail) -> "_Matrix":
+        std, (rows, columns) = float(arch.std(kind)[layer]), arch.shape(kind)
+        norm = tail.matrix(std, rows, columns)
+        if not attention_scheme(arch.attention).spectral:
+            return _Matrix(std, std, norm, std)
+        smallest = std * tail.shortest(rows * columns) / math.sqrt(min(rows, columns))  # ‖W‖_F <= ‖W‖ sqrt(rank)
+        most = std / smallest
+        return _Matrix(std / norm, most, 1.0, min(1.0, most * tail.longest(columns)) / math.sqrt(columns))
+
+
+def events(arch: Architecture) -> int:
+    """At most this many events; each gets the same share of 1 - probability."""
+    matrices = 2 * len(arch.matrices)
+    heads = 3 * (arch.num_heads + 2 * arch.kv_heads) + 2 * arch.num_heads * arch.seq_len
+    token = heads + 4 * arch.ff_width + 2 + 3 * len(block(arch.block).additions)
+    return arch.num_layers * (matrices + arch.seq_len * token) + 5 * arch.seq_len
+
+
+def high_probability_bound(arch: Architecture, probability: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(sublayer float64[S], lower bounds on every token's deviation float64[S + 1], heads float64[num_layers])."""
+    _refuse(arch)
+    tail = Tail((1 - probability) / events(arch))
+    length = _embedded(arch, tail)
+    sublayer, heads = np.empty(arch.num_sublayers), np.empty(arch.num_layers)
+    std = np.empty(arch.num_sublayers + 1)
+    place = 0
+    for layer in range(arch.num_layers):
+        shortcut, branch, factor = (float(arch.factor(name)[layer]) for name in ("shortcut", "branch", "input"))
+        for parts in block(arch.block).additions:
+            std[place] = length.low / math.sqrt(arch.d_model)
+            inside, step = shortcut, 0.0
+            for part in parts:
+                pre = arch.normed("pre", part)
+                slope = factor / _divisor(arch, length.low, arch.d_model) if pre else factor
+                high = factor * (math.sqrt(arch.d_model) if pre else length.high)
+                if part == "attention":
+                    heads[layer], own, size = _attention(arch, layer, slope * length.low, high, tail)
+                else:
+                    own, size = _feed_forward(arch, layer, high, tail)
+                inside += branch * slope * own
+                step = math.hypot(step, branch * size)
+            length = _moved(length, shortcut, step, arch, tail)
+            post = 1.0
+            if block(arch.block).post_norm:
+                post = 1 / _divisor(arch, length.low, arch.d_model)
+                length = _Length.between(length.low * post, math.sqrt(arch.d_model))
+            sublayer[place] = post * inside
+            place += 1
+    std[place] = length.low / math.sqrt(arch.d_model)
+    return sublayer, std, heads
+
+
+def _refuse(arch: Architecture) -> None:
+    """Raises ValueError, by the field's name, for what has no tails here."""
+    for part in PARTS:
+        for where in ("output", "inner"):
+            if arch.normed(where, part):
+                raise ValueError(
+                    f"block: {arch.block!r} with attention {arch.attention!r} has a norm on the {part} sub-layer's "
+                    f"{where} rows; how short these can be, averages of tokens, has no bound with the tail needed; "
+                    "choose method='paper', or certify the weights"
+                )
+    for kind in ("embedding", *(("position",) if arch.positions == "learned" else ()), *arch.matrices):
+        if arch.truncation(kind) is not None:
+            raise ValueError(
+                f"initialization: {arch.initialization!r} cuts the Gaussian of {kind} off, so that its directions are "
+                "not all alike, which the tails need; choose method='paper', or certify the weights"
+            )
+
+
+def _seen(arch: Architecture, width: int) -> int:
+    """Directions a norm over that width sees."""
+    return width - 1 if arch.norm == "layer_norm" else width
+
+
+def _divisor(arch: Architecture, length: float, width: int) -> float:
+    divisor = math.hypot(length / math.sqrt(width), math.sqrt(arch.norm_epsilon))
+    if not divisor:
+        raise ValueError("norm_epsilon: at 0 nothing keeps a norm's divisor from 0 here; choose a positive number")
+    return divisor
+
+
+def _moved(length: _Length, shortcut: float, step: float, arch: Architecture, tail: Tail) -> _Length:
+    """After a x + y, where y steps as a Gaussian of at most that standard deviation a coordinate."""
+    anchor, walked = shortcut * length.anchor, shortcut * shortcut * length.walked + step * step
+    by_angle = shortcut * length.low * tail.sine(_seen(arch, arch.d_model))
+    low = max(by_angle, anchor - tail.t * math.sqrt(walked)) if step else shortcut * length.low
+    return _Length(low, shortcut * length.high + step * tail.longest(arch.d_model), anchor, walked)
+
+
+def _embedded(arch: Architecture, tail: Tail) -> _Length:
+    d, method = arch.d_model, embedding(arch.embedding)
+    row = float(arch.std("embedding")[0] * arch.evaluate(method.multiplier))
+    learned = float(arch.std("position")[0]) if arch.positions == "learned" else 0.0
+    shortest = tail.shortest(_seen(arch, d))
+    if method.layer_norm:
+        low, high = row * shortest / _divisor(arch, row * shortest, d), math.sqrt(d)
+        low *= tail.sine(_seen(arch, d)) if arch.positions in ("learned", "sinusoidal") else 1.0
+    else:
+        low, high = math.hypot(row, learned) * shortest, row * tail.longest(d)
+    high += learned * tail.longest(d) + (math.sqrt(d / 2) if arch.positions == "sinusoidal" else 0.0)
+    return _Length.between(low, high)
+
+
+def _attention(arch: Architecture, layer: int, low: float, high: float, tail: Tail) -> tuple[float, float, float]:
+    """Bounds on ‖J^Z‖, on the sub-layer's own Jacobian, and on its output's step a coordinate.
+
+    low, high: of the length of its input's tokens.
+    """
+    scheme, names = attention_scheme(arch.attention), ("query", "key", "value")
+    query, key, value, output = (
+        _Matrix.of(arch, f"attention.{name}", layer, tail) for name in (*names, "output")
+    )  # fmt: skip
+    length, slope = dict[str, float](), dict.fromkeys(names, 1.0)
+    for name, matrix in zip(names, (query, key, value), strict=True):
+        length[name] = high * min(matrix.norm, matrix.most * tail.longest(arch.d_head))
+        if name in scheme.normed:
+            shortest = matrix.least * low * tail.shortest(_seen(arch, arch.d_head))
+            slope[name], length[name] = 1 / _divisor(arch, shortest, arch.d_head), math.sqrt(arch.d_head)
+    if "query" in scheme.normed:  # a random direction of length sqrt(d_head)
+        logit = length["key"] * min(1.0, tail.t / math.sqrt(_seen(arch, arch.d_head)))
+    else:
+        across = min(length["query"], query.most * high * tail.t)  # the query's part along a key
+        logit = across * length["key"] / math.sqrt(arch.d_head)
+    logit *= scheme.temperature
+    if scheme.cap is not None:
+        logit = scheme.cap * math.tanh(logit / scheme.cap)
+    above_even = math.exp(min(2 * logit, 300.0))  # entries of P over those of the even one, or of ALiBi's own
+    column = min(arch.seq_len, above_even * float((1 / np.arange(1, arch.seq_len + 1)).sum()))
+    averaging = math.sqrt(column)
+    if arch.positions != "alibi":
+        averaging = min(averaging, 2 * above_even)
+    steepness = 1.0 if scheme.clip is None else scheme.clip[1] - scheme.clip[0]
+    heads = heads_bound()(
+        d_head=arch.d_head, h=arch.num_heads, h_kv=arch.kv_heads, tau=scheme.temperature, kappa=steepness,
+        pi_P=averaging, c_P=column, nu_Q=query.norm, nu_K=key.norm, nu_V=value.norm, m_q=length["query"],
+        m_k=length["key"], m_v=length["value"], s_q=slope["query"], s_k=slope["key"], s_v=slope["value"],
+    )  # fmt: skip
+    mixed = math.sqrt(arch.d_model)
+    if "value" not in scheme.normed:
+        mixed = value.most * high * (mixed + math.sqrt(arch.num_heads / arch.kv_heads) * tail.t)
+    return heads, output.norm * heads, output.step * steepness * mixed
+
+
+def _feed_forward(arch: Architecture, layer: int, high: float, tail: Tail) -> tuple[float, float]:
+    """Bounds on the sub-layer's own Jacobian and on its output's step a coordinate; high: its input's length."""
+    scheme, width = activation(arch.activation), arch.ff_width
+    up, down = (_Matrix.of(arch, f"feed_forward.{name}", layer, tail) for name in ("up", "down"))
+    gate = _Matrix.of(arch, "feed_forward.gate", layer, tail) if scheme.gated else _Matrix(0.0, 0.0, 0.0, 0.0)
+    slope, at_zero = feed_forward.lipschitz(scheme), abs(float(scheme.numeric[0](np.zeros(1))[0]))
+    active = at_zero + slope * high * min(gate.norm, gate.most * tail.t)
+    own = feed_forward_bound_of(scheme.gated)(
+        nu_1=up.norm, nu_2=down.norm, nu_g=gate.norm, Lambda_F=slope, u_max=high * min(up.norm, up.most * tail.t),
+        F_max=active, s_inner=1.0,
+    )  # fmt: skip
+    branch = high * min(up.norm, up.most * tail.longest(width))
+    hidden = active * branch if scheme.gated else at_zero * math.sqrt(width) + slope * branch
+    return own, down.step * hidden
