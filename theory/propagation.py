@@ -62,7 +62,8 @@ def predict(
     root. None: enough for 1 to 2 % in the norms in seconds (gradients of query and key: 7 %, of the widest 20 %).
     Sequences of more than 256 tokens are read off from shorter ones (`theory.long_sequence`), some per cent less near.
     Source: arXiv 2312.16903 made exact to second moments; the chain of Gram matrices of arXiv 2206.02768. Raises
-    ValueError for tokens that do not fit, a batch size or a number of networks below 1, and where float32 overflows.
+    ValueError for tokens that do not fit, a batch size or a number of networks below 1, where float32 overflows,
+    and where a norm of epsilon 0 meets nothing but zeros.
     """
     for name, value in (("batch_size", batch_size), ("networks", networks)):
         if value is not None and value < 1:
@@ -117,10 +118,15 @@ def _mean_squares(
     draws = [Draws.of(seed) for seed in seeds.spawn(len(groups))]
 
     def squares(group: np.ndarray, draws: Draws) -> dict[str, np.ndarray]:
-        with np.errstate(over="raise"):
+        with np.errstate(over="raise", invalid="raise"):
             try:
                 return _squares(arch, TokenBatch.of(arch, batch_size, group, tokens is None), draws)
-            except FloatingPointError:
+            except FloatingPointError as error:
+                if "overflow" not in str(error):
+                    raise ValueError(
+                        f"norm_epsilon: at {arch.norm_epsilon} a norm of this architecture divides zeros by zero; "
+                        "choose it positive"
+                    ) from None
                 raise ValueError(
                     f"num_layers: {arch.num_layers} blocks {block(arch.block).name!r} under {arch.initialization!r} "
                     "explode beyond float32, no norm bounds the stream; choose fewer, or smaller weights"
@@ -272,9 +278,8 @@ def _back(
         along = _Along.of(False, arch, addition.before)
     before, squares = gradient * np.float32(shortcut**2), dict[str, float]()
     mean, felt, random = diagonal(before) * along.mean, np.zeros_like(along.mean), 1 - along.radial
-    extra = np.minimum(
-        written * addition.after / np.maximum(diagonal(gradient), np.finfo(np.float32).tiny), arch.d_model
-    )
+    size = diagonal(gradient)
+    extra = np.minimum(written * addition.after, arch.d_model * size) / size
     for (sublayer, pre, output), share, response in zip(
         addition.parts, addition.shares, addition.responses, strict=True
     ):
@@ -292,10 +297,10 @@ def _back(
         squares |= own
     ratio, response = addition.after / addition.before, sum(addition.responses) / addition.before
     both = random * ((shortcut**2 + response) ** 2 - shortcut**4) / ratio / arch.d_model / 2
+    both = np.minimum(both, diagonal(before) / size / 4)  # of a width of a few coordinates
     before = before - gradient * pair_sum(both)
-    scale = diagonal(gradient)
-    growth = diagonal(before) / scale
-    radial = _radial_share(along.radial, ratio, growth, shortcut**2, response, felt / scale)
+    growth = diagonal(before) / size
+    radial = _radial_share(along.radial, ratio, growth, shortcut**2, response, felt / size)
     return before, _Along(radial, mean / diagonal(before)), squares
 
 

@@ -51,6 +51,7 @@ def upstream(arch: Architecture, batch: TokenBatch, z: Stream, own: np.ndarray) 
         kernel, projected = (error * gain + along) / count**2, error * gain * left / count**2
         head, written = arch.logit_scale**2 * d * batch.total(error * z.kernel) / float(count) ** 2, np.zeros_like(own)
         return Upstream(kernel, projected, _radial(d, error * gain, along), written, head, 0.0)
+    own = np.minimum(own, 1)  # a short token has not more of its row than all
     same, follows = batch.same_input, batch.follows
     first, second = _own_probability(own, float(gain) * d, size, d)
     rest = (1 - first) / np.float32(size)  # another word's probability
@@ -59,7 +60,7 @@ def upstream(arch: Architecture, batch: TokenBatch, z: Stream, own: np.ndarray) 
     both = same * _with_diagonal(outer(excess), second - 2 * known * first + known)
     off = (1 - same) * excess[:, :, None] * (rest[:, None, :] - follows)
     others = _with_diagonal(outer(1 - first), 1 - 2 * first + second) * overlap
-    target = first[:, :, None] * follows + rest[:, :, None]
+    target = first[:, :, None] * follows + rest[:, :, None] * (1 - follows)
     crossed = (1 - same) * first[:, :, None] * rest[:, None, :]
     probabilities = same * _with_diagonal(outer(first), second) + others + crossed + crossed.mT
     error = probabilities - target - target.mT + batch.same_target

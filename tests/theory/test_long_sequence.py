@@ -27,7 +27,7 @@ def test_a_quadratic_in_the_participation_is_found_and_nothing_stays_nothing():
 
 
 @pytest.mark.parametrize("on_text", [False, True])
-@pytest.mark.parametrize("initialization", ["megatron", "lecun"])
+@pytest.mark.parametrize("initialization", ["megatron", "xavier"])
 def test_what_is_read_off_is_what_is_followed(monkeypatch, initialization, on_text):
     """From 8, 16, 32 and 64 tokens to 150, which are few to learn a curve from: the worst place to 3, 10 and 25 %."""
     arch = Architecture(

@@ -5,8 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 import sympy as sp
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from theory import Architecture, Initialization, predict
+from theory.activation import ACTIVATIONS
+from theory.attention_scheme import ATTENTIONS
+from theory.block import BLOCKS
 from theory.embedding import EMBEDDINGS
 from theory.gram import Draws
 from theory.initialization import INITIALIZATIONS, OUTPUTS
@@ -173,6 +178,37 @@ def test_every_scheme_gives_finite_positive_numbers(initialization, embedding):
         else:
             assert np.all(np.isfinite(value) & (value > 0)), (arch, name, value)
     assert predicted.shortcut_std.shape == predicted.gradient_norm.shape == (7,)
+
+
+@st.composite
+def tiny(draw):
+    """Widths of a few coordinates, vocabularies of a few words, one token: where corrections could outgrow what is."""
+    d_model, heads = draw(st.sampled_from([(4, 1), (6, 2), (8, 2), (12, 3), (32, 2)]))
+    return Architecture(
+        num_layers=draw(st.integers(1, 4)), d_model=d_model, num_heads=heads, seq_len=draw(st.integers(1, 8)),
+        vocab_size=draw(st.integers(2, 30)), block=draw(st.sampled_from(sorted(BLOCKS))),
+        attention=draw(st.sampled_from([name for name in ATTENTIONS if name != "sigma_reparam"])),
+        initialization=draw(st.sampled_from([name for name in INITIALIZATIONS if name != "zero_output"])),
+        embedding=draw(st.sampled_from(sorted(EMBEDDINGS))), activation=draw(st.sampled_from(sorted(ACTIVATIONS))),
+        tied=draw(st.booleans()), norm="layer_norm" if d_model // heads >= 3 and draw(st.booleans()) else "rms_norm",
+        positions=draw(st.sampled_from(["none", "learned", "alibi", "sinusoidal"])),
+        norm_epsilon=draw(st.sampled_from([0.0, 1e-5, 0.3])),
+    )  # fmt: skip
+
+
+@settings(max_examples=100)
+@given(tiny())
+def test_tiny_models_have_finite_positive_norms(arch):
+    predicted = predict(arch, batch_size=2, networks=4)
+    for values in (predicted.shortcut_std, predicted.gradient_norm):
+        assert np.all(np.isfinite(values) & (values > 0))
+    assert all(np.all(np.isfinite(norm)) for norm in predicted.parameter_gradient_norm.values())
+
+
+def test_a_norm_of_nothing_is_refused():
+    arch = Architecture(num_layers=1, block="output_norm", initialization="zero_output", norm_epsilon=0.0)
+    with pytest.raises(ValueError, match=r"norm_epsilon: at 0\.0 a norm of this architecture divides zeros by zero"):
+        predict(arch)
 
 
 def test_a_stack_without_norms_may_explode_beyond_float32_squared():
