@@ -1,11 +1,14 @@
 """The linear layer that all sub-layers share, and the matrix it acts with."""
 
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from models.parameters import Linear, Transformer
+from models.parameters import Linear
 
+Tree = TypeVar("Tree")
 POWER_ITERATIONS = 64
 
 
@@ -38,8 +41,8 @@ def _spectral_norm(weight: Float[Array, "fan_in fan_out"]) -> Float[Array, ""]:
     return unit(fixed @ right) @ (weight @ right)
 
 
-def as_matrices(params: Transformer) -> Transformer:
-    """The same function with every block's matrices written out, none divided by its norm any more."""
+def as_matrices(params: Tree) -> Tree:
+    """Parameters of the same function with every block's matrices written out, none divided by its norm any more."""
 
     def written_out(node: Linear | Array) -> Linear | Array:
         if not isinstance(node, Linear) or node.gain is None:

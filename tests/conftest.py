@@ -7,7 +7,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 from jaxtyping import install_import_hook
 
 # not models.parameters: JAX and Optax build those trees with other leaves than arrays (masks, axes, None)
-CHECKED = [f"models.{name}" for name in ("attention", "feed_forward", "initialization", "normalization", "probes")]
+CHECKED = [
+    f"models.{name}" for name in ("attention", "feed_forward", "initialization", "linear", "normalization", "probes")
+]
 with install_import_hook(
     [*CHECKED, "models.transformer", "verify.measurement", "verify.training"], "beartype.beartype"
 ):

@@ -51,7 +51,7 @@ def upstream(arch: Architecture, batch: TokenBatch, z: Stream, own: np.ndarray) 
         kernel, projected = (error * gain + along) / count**2, error * gain * left / count**2
         head, written = arch.logit_scale**2 * d * batch.total(error * z.kernel) / float(count) ** 2, np.zeros_like(own)
         return Upstream(kernel, projected, _radial(d, error * gain, along), written, head, 0.0)
-    own = np.minimum(own, 1)  # a short token has not more of its row than all
+    own = np.minimum(own, np.sqrt(diagonal(z.kernel)))  # a short token has not more of its row than it has
     same, follows = batch.same_input, batch.follows
     first, second = _own_probability(own, float(gain) * d, size, d)
     rest = (1 - first) / np.float32(size)  # another word's probability
