@@ -58,7 +58,7 @@ def page(
     """The whole document."""
     sections = [
         ("summary", "Verdicts", _verdicts(verdicts)),
-        ("derivation", "1. The bounds, derived", _derivations(derivations)),
+        ("derivation", "1. The theory, derived", _derivations(derivations)),
         ("initialization", "2. At initialisation: bound, prediction, measurement", _initialization(options, analyses)),
         ("training", "3. In training", _training(options, runs, table)),
         ("claims", "4. The claims and how they were judged", _claims(verdicts)),
