@@ -115,20 +115,25 @@ class Heads:
 
         weights: of these heads. gradients: root [n, S, k] of the kernel of dL/do. lost: [n, S], which share of its
         variance dL/do lacks along the token's own outputs, of all `num_heads` heads together. The gradient of a key
-        that several heads have is the sum of theirs, and so is its kernel, as their dL/do are independent.
+        that several heads have is the sum of theirs, and so is its kernel, as their dL/do are independent. A few
+        networks of narrow models get several draws of dL/do.
         """
         n, heads, sequences, seq_len, d_head = self.values.shape
         outputs = weights.attention @ self.values
         lost = lost.reshape(n, 1, sequences, seq_len, 1)
         inward = (1 - np.sqrt(1 - lost * np.float32(heads / num_heads))) * outputs
         inward /= np.maximum((outputs**2).sum(axis=(1, 4), keepdims=True), np.finfo(np.float32).tiny)
-        stretch = np.float32(heads) ** -0.5 / np.sqrt(1 - lost / np.float32(num_heads * d_head))
-        g = _split(gradients @ draws.own(n, gradients.shape[-1], heads * d_head), sequences, heads)
-        g = (g - (g * outputs).sum(axis=(1, 4), keepdims=True) * inward) * stretch
-        scores = self._at_logits(weights, g @ self.values.mT)
-        queries = flat(self._before(0, scores @ self.keys))
-        keys = flat(self._before(1, scores.mT @ self.queries))
-        return queries @ queries.mT, keys @ keys.mT
+        repeats = int(np.clip(min(2**12 // n, 2**18 // (num_heads * d_head)) // (heads * d_head), 1, 8))
+        stretch = np.float32(repeats * heads) ** -0.5 / np.sqrt(1 - lost / np.float32(num_heads * d_head))
+        at_queries, at_keys = np.zeros_like(gradients[..., :1]), np.zeros_like(gradients[..., :1])
+        for _ in range(repeats):
+            g = _split(gradients @ draws.own(n, gradients.shape[-1], heads * d_head), sequences, heads)
+            g = (g - (g * outputs).sum(axis=(1, 4), keepdims=True) * inward) * stretch
+            scores = self._at_logits(weights, g @ self.values.mT)
+            queries = flat(self._before(0, scores @ self.keys))
+            keys = flat(self._before(1, scores.mT @ self.queries))
+            at_queries, at_keys = at_queries + queries @ queries.mT, at_keys + keys @ keys.mT
+        return at_queries, at_keys
 
     def _at_logits(self, weights: Weights, at_weights: np.ndarray) -> np.ndarray:
         """dL/d(q.k / sqrt d) from dL/dA."""
