@@ -63,8 +63,8 @@ def _by_series(
 
 
 def _log_std() -> np.ndarray:
-    """The tables' grid: a stack without norms can explode to what float32 just holds."""
-    return np.linspace(np.log(1e-6), np.log(1e18), 2816)
+    """The tables' grid; far out, where a stack without norms can explode to, the logarithms lie on a line."""
+    return np.append(np.linspace(np.log(1e-6), np.log(1e3), 1024), np.linspace(np.log(1e3), np.log(1e18), 16)[1:])
 
 
 def _function(activation: Activation, derivative: bool) -> Callable[[np.ndarray], np.ndarray]:
