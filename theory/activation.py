@@ -42,6 +42,11 @@ class Activation:
         return sp.diff(self.function, u)
 
     @cached_property
+    def at_zero(self) -> float:
+        """F(0)."""
+        return float(self.numeric[0](np.zeros(1))[0])
+
+    @cached_property
     def numeric(self) -> tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]:
         """F and F' for NumPy arrays, made from the expressions."""
         return _vectorised(self.function), _vectorised(self.derivative)

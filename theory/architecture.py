@@ -144,6 +144,16 @@ class Architecture:
             return arrangement.output_norm or scheme.output_norm
         return {"inner": arrangement.inner_norm, "post": arrangement.post_norm}[where]
 
+    def hides_length(self, part: str) -> bool:
+        """Whether a norm makes what that part of a block writes independent of the length of the stream's tokens."""
+        hidden = part == "attention" and attention_scheme(self.attention).qkv_norm
+        return hidden or any(self.normed(where, part) for where in ("pre", "inner", "output"))
+
+    def factors(self, layer: int) -> tuple[float, float, float]:
+        """The shortcut's, the branches' and the input's factor in that layer, counted from 0."""
+        shortcut, branch, factor = (float(self.factor(name)[layer]) for name in _FACTORS)
+        return shortcut, branch, factor
+
     def factor(self, name: str) -> np.ndarray:
         """The block's "shortcut", "branch" or "input" factor, float64[num_layers]."""
         return _factor(self, name)

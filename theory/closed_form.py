@@ -20,10 +20,10 @@ from theory.attention_scheme import attention_scheme
 from theory.block import block
 from theory.derivation import Step, equation, topic
 from theory.dual_expression import dual_expression, dual_tables, mean_expression
-from theory.embedding import embedding
 from theory.gaussian_norm import gaussian_norm
 from theory.positions import sinusoids
 from theory.softmax_overlap import softmax_overlap
+from theory.stream import row_share
 from theory.token_mixing import TokenMixing, token_mixing
 
 ARGUMENTS = (s.variance, s.correlation, s.gradient_correlation, s.layer, s.N, s.epsilon)
@@ -113,10 +113,7 @@ def closed_form(arch: Architecture) -> ClosedForm:
 
 def initial(arch: Architecture) -> tuple[float, float]:
     """Variance and mean token correlation of the stream that enters block 1; equal words have equal rows."""
-    method = embedding(arch.embedding)
-    own = float(arch.std("embedding")[0] * arch.evaluate(method.multiplier)) ** 2
-    if method.layer_norm:
-        own = own / (own + arch.norm_epsilon)
+    own = row_share(arch) ** 2
     variance, covariance = own, own / arch.vocab_size
     if arch.positions == "learned":
         variance += float(arch.std("position")[0]) ** 2

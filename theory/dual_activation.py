@@ -18,7 +18,7 @@ _TAIL = 1e-9
 
 
 @lru_cache(maxsize=1)
-def _quadrature() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def hermite_quadrature() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Nodes, weights of a standard Gaussian, and normalised Hermite polynomials float64[terms, nodes]."""
     nodes, weights = hermegauss(200)
     hermite = np.empty((_TERMS, len(nodes)))
@@ -74,7 +74,7 @@ def _function(activation: Activation, derivative: bool) -> Callable[[np.ndarray]
 @lru_cache(maxsize=1024)
 def _series(activation: Activation, std: float, derivative: bool) -> np.ndarray:
     """Coefficients by power of the correlation; what lies beyond the last one is put on the next power."""
-    nodes, weights, hermite = _quadrature()
+    nodes, weights, hermite = hermite_quadrature()
     values = _function(activation, derivative)(std * nodes)
     coefficients = (hermite @ (weights * values)) ** 2
     total = float(weights @ values**2)
@@ -91,7 +91,7 @@ def _second_moment(activation: Activation, std: np.ndarray, derivative: bool) ->
 @lru_cache(maxsize=64)
 def _moment_table(activation: Activation, derivative: bool) -> tuple[np.ndarray, np.ndarray]:
     """Logarithms of the standard deviation and of the second moment; linear in between errs by less than 1e-4."""
-    nodes, weights, _ = _quadrature()
+    nodes, weights, _ = hermite_quadrature()
     grid = _log_std()
     values = _function(activation, derivative)(np.exp(grid)[:, None] * nodes[None, :])
     return grid, np.log(values**2 @ weights)
@@ -100,7 +100,7 @@ def _moment_table(activation: Activation, derivative: bool) -> tuple[np.ndarray,
 @lru_cache(maxsize=64)
 def _mean_table(activation: Activation) -> tuple[np.ndarray, np.ndarray]:
     """Logarithm of the standard deviation, and the mean over the standard deviation."""
-    nodes, weights, _ = _quadrature()
+    nodes, weights, _ = hermite_quadrature()
     grid = _log_std()
     std = np.exp(grid)[:, None]
     return grid, (_function(activation, False)(std * nodes[None, :]) / std) @ weights

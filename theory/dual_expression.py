@@ -12,6 +12,7 @@ import numpy as np
 import sympy as sp
 
 from theory.activation import ACTIVATIONS, Activation, u
+from theory.dual_activation import hermite_quadrature
 
 TERMS = 10
 _VALUE, _SLOPE, _MEAN = sp.Function("hermite_value"), sp.Function("hermite_slope"), sp.Function("mean_value")
@@ -90,19 +91,15 @@ def _interpolated(scheme: Activation, derivative: bool, power: int, q: np.ndarra
 @lru_cache(maxsize=64)
 def _coefficients(scheme: Activation, derivative: bool) -> np.ndarray:
     """Squared Hermite coefficients [TERMS + 1, grid], those of F over q; the last row is what remains."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(200)
-    weights = weights / np.sqrt(2 * np.pi)
-    hermite = [np.ones_like(nodes), nodes]
-    for n in range(2, TERMS):
-        hermite.append((nodes * hermite[-1] - np.sqrt(n - 1) * hermite[-2]) / np.sqrt(n))
+    nodes, weights, hermite = hermite_quadrature()
     std = np.exp(_GRID / 2)[:, None]
     values = scheme.numeric[derivative](std * nodes) / (1 if derivative else std)
-    squares = (np.array(hermite) @ (weights * values).T) ** 2
+    squares = (hermite[:TERMS] @ (weights * values).T) ** 2
     return np.vstack([squares, np.maximum(values**2 @ weights - squares.sum(axis=0), 0)])
 
 
 @lru_cache(maxsize=64)
 def _means(scheme: Activation) -> np.ndarray:
-    nodes, weights = np.polynomial.hermite_e.hermegauss(200)
+    nodes, weights, _ = hermite_quadrature()
     std = np.exp(_GRID / 2)[:, None]
-    return (scheme.numeric[0](std * nodes) / std) @ (weights / np.sqrt(2 * np.pi))
+    return (scheme.numeric[0](std * nodes) / std) @ weights

@@ -98,7 +98,7 @@ def _value_path(arch: Architecture) -> Growth:
         return _exponential(
             ratios, fixed, "post_norm_growth", "each sum is normed: gains multiply, backward over forward"
         )
-    if not all(_blind(deep, part) for part in PARTS):
+    if not all(deep.hides_length(part) for part in PARTS):
         return _without_norms(arch, [shortcut + back for _, back in gains], fixed)
     limit = sp.limit(shortcut, s.N, sp.oo)
     forth, back = (sp.simplify(sum(pair[i] for pair in gains)) for i in (0, 1))
@@ -139,12 +139,6 @@ def _deep_gains(arch: Architecture) -> tuple[Architecture, sp.Expr, tuple[Pair, 
     steps = additions(deep)
     rho, gamma = _fixed_point(deep, steps)
     return deep, rho, tuple(_gains(step, rho, gamma) for step in steps)
-
-
-def _blind(arch: Architecture, part: str) -> bool:
-    """Whether what that part writes is independent of the length of the stream."""
-    hidden = part == "attention" and attention_scheme(arch.attention).qkv_norm
-    return hidden or any(arch.normed(where, part) for where in ("pre", "inner", "output"))
 
 
 def _deep(arch: Architecture) -> Architecture:

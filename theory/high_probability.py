@@ -17,6 +17,7 @@ from theory.architecture import Architecture
 from theory.attention_scheme import attention_scheme
 from theory.block import PARTS, block
 from theory.embedding import embedding
+from theory.stream import row_size
 from theory.tail_bounds import Tail
 
 
@@ -78,7 +79,7 @@ def high_probability_bound(arch: Architecture, probability: float) -> tuple[np.n
     std = np.empty(arch.num_sublayers + 1)
     place = 0
     for layer in range(arch.num_layers):
-        shortcut, branch, factor = (float(arch.factor(name)[layer]) for name in ("shortcut", "branch", "input"))
+        shortcut, branch, factor = arch.factors(layer)
         for parts in block(arch.block).additions:
             std[place] = length.low / math.sqrt(arch.d_model)
             inside, step = shortcut, 0.0
@@ -143,7 +144,7 @@ def _moved(length: _Length, shortcut: float, step: float, arch: Architecture, ta
 
 def _embedded(arch: Architecture, tail: Tail) -> _Length:
     d, method = arch.d_model, embedding(arch.embedding)
-    row = float(arch.std("embedding")[0] * arch.evaluate(method.multiplier))
+    row = math.sqrt(row_size(arch))
     learned = float(arch.std("position")[0]) if arch.positions == "learned" else 0.0
     shortest = tail.shortest(_seen(arch, d))
     if method.layer_norm:
@@ -200,7 +201,7 @@ def _feed_forward(arch: Architecture, layer: int, high: float, tail: Tail) -> tu
     scheme, width = activation(arch.activation), arch.ff_width
     up, down = (_Matrix.of(arch, f"feed_forward.{name}", layer, tail) for name in ("up", "down"))
     gate = _Matrix.of(arch, "feed_forward.gate", layer, tail) if scheme.gated else _Matrix(0.0, 0.0, 0.0, 0.0)
-    slope, at_zero = feed_forward.lipschitz(scheme), abs(float(scheme.numeric[0](np.zeros(1))[0]))
+    slope, at_zero = feed_forward.lipschitz(scheme), abs(scheme.at_zero)
     active = at_zero + slope * high * min(gate.norm, gate.most * tail.t)
     own = feed_forward_bound_of(scheme.gated)(
         nu_1=up.norm, nu_2=down.norm, nu_g=gate.norm, Lambda_F=slope, u_max=high * min(up.norm, up.most * tail.t),

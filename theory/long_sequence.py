@@ -7,6 +7,7 @@ lengths and read off at the long one's p, which is nearer to 0.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 
@@ -17,6 +18,7 @@ FOLLOWED = 256
 _LENGTHS = (32, 64, 128, FOLLOWED)
 
 
+@lru_cache(maxsize=256)
 def participation(variance: float, seq_len: int) -> float:
     """Mean over positions t of E sum_s A_ts^2, A_t the softmax of t independent Gaussian logits of that variance."""
     positions = np.unique(np.geomspace(1, seq_len, 40).round())

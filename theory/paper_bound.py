@@ -5,10 +5,8 @@ the stream's standard deviation, from `predict`, or the typical size of the shor
 """
 
 import math
-from functools import lru_cache
 
 import numpy as np
-from numpy.polynomial.hermite_e import hermegauss
 
 from theory import feed_forward
 from theory.activation import activation
@@ -16,6 +14,7 @@ from theory.addition_bound import attention_matrix_bounds, feed_forward_bound_of
 from theory.architecture import Architecture
 from theory.attention_scheme import attention_scheme
 from theory.block import block
+from theory.dual_activation import hermite_quadrature
 
 
 def paper_bound(arch: Architecture, shortcut_std: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -27,7 +26,7 @@ def paper_bound(arch: Architecture, shortcut_std: np.ndarray | None) -> tuple[np
     sublayer, heads = np.empty(arch.num_sublayers), np.empty(arch.num_layers)
     place = 0
     for layer in range(arch.num_layers):
-        shortcut, branch, factor = (float(arch.factor(name)[layer]) for name in ("shortcut", "branch", "input"))
+        shortcut, branch, factor = arch.factors(layer)
         for parts in block(arch.block).additions:
             std = float(shortcut_std[place])
             inside, total = shortcut, shortcut * std
@@ -97,7 +96,7 @@ def _feed_forward(arch: Architecture, layer: int, size: float) -> tuple[float, f
     std = {"gate": 0.0} | {name: float(arch.effective_std(f"feed_forward.{name}")[layer]) for name in kinds}
     norm = {"gate": 0.0} | {name: typical_norm(arch, f"feed_forward.{name}", layer) for name in kinds}
     largest = math.sqrt(2 * math.log(2 * width * arch.seq_len)) * math.sqrt(d) * size
-    slope, at_zero = feed_forward.lipschitz(scheme), abs(float(scheme.numeric[0](np.zeros(1))[0]))
+    slope, at_zero = feed_forward.lipschitz(scheme), abs(scheme.at_zero)
     rms, hidden = _hidden(arch, std["up"] * math.sqrt(d) * size, std["gate"] * math.sqrt(d) * size)
     inner = 1.0
     if arch.normed("inner", "feed_forward"):
@@ -113,17 +112,10 @@ def _feed_forward(arch: Architecture, layer: int, size: float) -> tuple[float, f
 def _hidden(arch: Architecture, up: float, gate: float) -> tuple[float, float]:
     """Of F(u), or of F(g) u: the root mean square, and what a norm of it divides by, without its epsilon."""
     scheme = activation(arch.activation)
-    nodes, weights = _quadrature()
+    nodes, weights, _ = hermite_quadrature()
     values = scheme.numeric[0]((gate if scheme.gated else up) * nodes)
     square, mean = weights @ values**2, weights @ values
     rms = math.sqrt(square) * (up if scheme.gated else 1.0)
     if scheme.gated or arch.norm == "rms_norm":
         return rms, rms
     return rms, math.sqrt(max(square - mean**2, 0.0))
-
-
-@lru_cache(maxsize=1)
-def _quadrature() -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights of a mean over a standard Gaussian."""
-    nodes, weights = hermegauss(200)
-    return nodes, weights / weights.sum()

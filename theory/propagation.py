@@ -213,7 +213,7 @@ def _squares(arch: Architecture, batch: TokenBatch, draws: Draws) -> dict[str, n
 def _add(
     arch: Architecture, layer: int, parts: tuple[str, ...], stream: Stream, batch: TokenBatch, draws: Draws
 ) -> tuple[Stream, _Addition]:
-    shortcut, branch, factor = (float(arch.factor(name)[layer]) for name in ("shortcut", "branch", "input"))
+    shortcut, branch, factor = arch.factors(layer)
     norm = stream.norm(arch) if any(arch.normed("pre", part) for part in parts) else None
     total, done, sizes, responses, outputs = stream.times(shortcut), [], [], [], []
     for part in parts:
@@ -226,7 +226,7 @@ def _add(
             added, output = added.normed(arch)
         total = total.plus(added.times(branch))
         sizes.append(branch**2 * added.size)
-        blind = _blind(arch, part)
+        blind = arch.hides_length(part)
         response = np.zeros_like(added.size) if blind else sublayer.response(arch, layer, added.size)
         responses.append(np.float32(branch**2) * response)
         done.append((sublayer, pre, output))
@@ -236,12 +236,6 @@ def _add(
     post = total.norm(arch) if block(arch.block).post_norm else None
     addition = _Addition(layer, shortcut, tuple(done), before, after, tuple(outputs), shares, tuple(responses), post)
     return total if post is None else post.tokens, addition
-
-
-def _blind(arch: Architecture, part: str) -> bool:
-    """Whether a norm hides the token's length from that part of a block."""
-    hidden = part == "attention" and attention_scheme(arch.attention).qkv_norm
-    return hidden or any(arch.normed(where, part) for where in ("pre", "inner", "output"))
 
 
 @dataclass(frozen=True)
@@ -271,8 +265,7 @@ def _back(
 
     written: [n, S], variance the gradient has along all sub-layers' outputs together, for each unit of an output.
     """
-    branch, factor = (float(arch.factor(name)[addition.layer]) for name in ("branch", "input"))
-    shortcut = addition.shortcut
+    shortcut, branch, factor = arch.factors(addition.layer)
     if addition.post is not None:
         gradient = gradient * addition.post.jacobian(arch, radial=along.radial, mean=along.mean)
         along = _Along.of(False, arch, addition.before)

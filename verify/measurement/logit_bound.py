@@ -27,7 +27,7 @@ def logit_bounds(params: Transformer, layers: list, arch: Architecture) -> tuple
     with np.errstate(over="ignore"):
         size, bounds = _embedded(params, arch), np.empty(arch.num_layers)
         for layer, block in enumerate(layers):
-            shortcut, branch, factor = (float(arch.factor(name)[layer]) for name in ("shortcut", "branch", "input"))
+            shortcut, branch, factor = arch.factors(layer)
             for parts in block_scheme(arch.block).additions:
                 total, z, post = shortcut * size, size, None
                 for part in parts:
@@ -106,7 +106,7 @@ def _transformed(weights: FeedForward, size: float, arch: Architecture) -> float
     if weights.inner_norm is not None:
         return _linear(weights.down, _capped(weights.inner_norm))
     scheme = activation(arch.activation)
-    at_zero = abs(float(scheme.numeric[0](np.zeros(1))[0]))
+    at_zero = abs(scheme.at_zero)
     try:
         slope = lipschitz(scheme)
     except ValueError:

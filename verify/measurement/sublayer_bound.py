@@ -7,7 +7,6 @@ most that of the array of the blocks' norms. Weights enter by their exact spectr
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Array
@@ -22,13 +21,6 @@ _ROUNDING = float(np.finfo(np.float64).eps)
 Gain = Callable[[np.ndarray], np.ndarray]
 
 
-@dataclass(frozen=True)
-class _Factors:
-    shortcut: float
-    branch: float
-    input: float
-
-
 def addition_bound(block: Block, x: np.ndarray, arch: Architecture, layer: int, parts: tuple[str, ...]) -> np.ndarray:
     """Bound on ||dx'/dx||_2 of the addition of those parts of a block at the stream x, float64[batch].
 
@@ -36,21 +28,21 @@ def addition_bound(block: Block, x: np.ndarray, arch: Architecture, layer: int, 
     0. Holds for any weights and tokens, to the rounding of float64: a softmax whose logits are known only to within
     rounding is bounded for all probabilities that these may mean.
     """
-    factors = _Factors(*(float(arch.factor(name)[layer]) for name in ("shortcut", "branch", "input")))
-    total, z, before = factors.shortcut * x, x, np.ones(x.shape[:2])
+    shortcut, own_branch, factor = arch.factors(layer)
+    total, z, before = shortcut * x, x, np.ones(x.shape[:2])
     gains, post = list[tuple[Gain, np.ndarray]](), None
     for part in parts:
         residual: Residual = getattr(block, f"{part}_residual")
         if residual.pre is not None:
             z, slope = _normalize(residual.pre, x, arch)
-            z, before = z * factors.input, slope * factors.input
+            z, before = z * factor, slope * factor
         elif not arch.normed("pre", part):
-            z, before = x * factors.input, np.full(x.shape[:2], factors.input)
+            z, before = x * factor, np.full(x.shape[:2], factor)
         if part == "attention":
             y, gain = _attention(block.attention, z, before, arch)
         else:
             y, gain = _feed_forward(block.feed_forward, z, before, arch)
-        branch = factors.branch if residual.branch is None else residual.branch
+        branch = own_branch if residual.branch is None else residual.branch
         after = np.full(x.shape[:2], np.max(np.abs(branch)))
         if residual.output is not None:
             y, slope = _normalize(residual.output, y, arch)
@@ -59,7 +51,7 @@ def addition_bound(block: Block, x: np.ndarray, arch: Architecture, layer: int, 
         gains.append((gain, after))
         post = residual.post
     last = np.ones(x.shape[:2]) if post is None else _normalize(post, total, arch)[1]
-    bound = factors.shortcut * last.max(axis=1)
+    bound = shortcut * last.max(axis=1)
     for gain, after in gains:
         bound = bound + gain(after * last)
     return bound * (1 + 1e-9)  # the rounding of the sums and singular values above
