@@ -124,6 +124,7 @@ def test_more_certainty_costs_more_in_every_arrangement(data: st.DataObject) -> 
             bound(arch, "high_probability", low)
         return
     less, more = (bound(arch, "high_probability", p).sublayer for p in (low, high))
-    assert np.all(less <= more) and np.all(np.isfinite(more)) and np.all(less > 0)
+    # of branches that write nothing both are the same number, but for the last bit
+    assert np.all(less <= more * (1 + 4 * np.finfo(float).eps)) and np.all(np.isfinite(more)) and np.all(less > 0)
     if fields["block"] != "rezero" and fields["initialization"] != "zero_output":
         assert np.all(less < more)
