@@ -13,7 +13,7 @@ from theory.dual_activation import dual_activation, mean_activation
 from theory.gram import Draws, root, wishart_root
 from theory.positions import alibi_slopes
 from theory.random_attention import Heads, Variant, flat
-from theory.stream import Norm, Stream, mean_share, outer, pair_sum
+from theory.stream import Norm, Stream, mean_share, outer
 from theory.token_batch import TokenBatch
 
 
@@ -85,7 +85,7 @@ class _FeedForward:
         up, down, gate = (_variance(arch, f"feed_forward.{name}", layer) for name in ("up", "down", "gate"))
         hidden = self.hidden if self.inner is None else self.inner.tokens.kernel
         squares = {"feed_forward.down": d * width * batch.total(gradient * hidden)}
-        inner = gradient * np.float32(d * down) * (1 - pair_sum(lost) / np.float32(width))
+        inner = gradient * np.float32(d * down) * _left(lost, width)
         if self.inner is not None:
             inner = inner * self.inner.jacobian(arch, width)
         if self.other is None:
@@ -165,10 +165,7 @@ class _Attention:
         if self.inner is not None:
             reaching, lost = reaching * self.inner.jacobian(arch), np.ones_like(lost)
         weights = self.heads.weights()
-        values = (
-            sandwich(weights.attention.mT, reaching * (1 - pair_sum(lost) / np.float32(d)))
-            * self.heads.value_jacobian()
-        )
+        values = sandwich(weights.attention.mT, reaching * _left(lost, d)) * self.heads.value_jacobian()
         gain = np.float32(d * linear)
         queries, keys = self.heads.score_gradients(draws, weights, root(reaching), lost, arch.num_heads)
         squares["attention.query"] = float(gain) * batch.total(queries * z) * d
@@ -188,6 +185,14 @@ class _Attention:
 
 def _variance(arch: Architecture, kind: str, layer: int) -> float:
     return float(arch.effective_std(kind)[layer] ** 2) if kind in arch.matrices else 0.0
+
+
+def _left(lost: np.ndarray, width: int) -> np.ndarray:
+    """Factor [n, S, S] of a gradient's kernel behind a matrix of that width that makes the output; see `backward`.
+
+    1 - (l + l') / width but for its square: a kernel times this is a kernel, in a width of a few coordinates too.
+    """
+    return outer(np.sqrt(np.maximum(1 - 2 * lost / np.float32(width), 0)))
 
 
 def _inner_norm(arch: Architecture, rows: np.ndarray, width: int, variance: float) -> tuple[np.ndarray, Norm]:

@@ -14,6 +14,7 @@ from numpy.polynomial.hermite_e import hermegauss
 from theory.architecture import Architecture
 from theory.block import block
 from theory.embedding import embedding
+from theory.gram import root
 from theory.softmax_overlap import softmax_overlap
 from theory.stream import Stream, diagonal, free, outer, pair_sum
 from theory.token_batch import TokenBatch
@@ -67,7 +68,8 @@ def upstream(arch: Architecture, batch: TokenBatch, z: Stream, own: np.ndarray) 
     plain, lost = error - both - off - off.mT, own**2
     kept = off * (1 - lost[:, :, None])
     projected = plain * left + kept + kept.mT + (1 - same) * outer(excess * own) * _typical(z.kernel, 1 - same)
-    projected = projected + both * (1 - pair_sum(lost) + outer(own) * z.kernel)
+    factor = root(projected + both * (1 - pair_sum(lost) + outer(own) * z.kernel))
+    projected = factor @ factor.mT
     scale = gain / count**2
     written = diagonal(both) * lost * scale
     spread = along * outer(1 - first)

@@ -212,6 +212,21 @@ def tiny(draw):
         tied=True,
     )
 )  # a tied table's row fills a token that the norm's epsilon has made short
+@example(
+    Architecture(
+        num_layers=2,
+        d_model=4,
+        num_heads=1,
+        vocab_size=2,
+        seq_len=3,
+        block="deepnorm",
+        norm_epsilon=0.0,
+        activation="geglu",
+        initialization="megatron",
+        embedding="detach",
+        tied=True,
+    )
+)  # what the gradient lacks along attention's output is a third of it in a width of four
 @given(tiny())
 def test_tiny_models_have_finite_positive_norms(arch):
     predicted = predict(arch, batch_size=2, networks=4)
