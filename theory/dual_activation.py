@@ -63,8 +63,12 @@ def _by_series(
 
 
 def _log_std() -> np.ndarray:
-    """The tables' grid; far out, where a stack without norms can explode to, the logarithms lie on a line."""
-    return np.append(np.linspace(np.log(1e-6), np.log(1e3), 1024), np.linspace(np.log(1e3), np.log(1e18), 16)[1:])
+    """The tables' grid: fine where functions bend, coarse on either side, where the logarithms lie on a line."""
+    ends = np.log([1e-6, 1e-2, 1e2, 1e3, 1e18])
+    pieces = (
+        np.linspace(a, b, n, endpoint=False) for a, b, n in zip(ends[:-1], ends[1:], (32, 460, 16, 16), strict=True)
+    )
+    return np.append(np.concatenate(list(pieces)), ends[-1])
 
 
 def _function(activation: Activation, derivative: bool) -> Callable[[np.ndarray], np.ndarray]:

@@ -24,7 +24,7 @@ class Draws:
 
     @staticmethod
     def of(seed: np.random.SeedSequence) -> "Draws":
-        shared, alone = (np.random.default_rng(own) for own in seed.spawn(2))
+        shared, alone = (np.random.Generator(np.random.SFC64(own)) for own in seed.spawn(2))
         return Draws(shared, alone)
 
     def odd(self, *shape: int) -> np.ndarray:

@@ -65,9 +65,10 @@ class TokenBatch:
 
     def total(self, kernel: np.ndarray) -> float:
         """Sum of a kernel over all pairs of the batch's tokens, in the mean over networks."""
-        count = len(self.weight)
-        mean = kernel.mean(axis=0, dtype=np.float64).reshape(count, -1, count, len(kernel[0]) // count)
-        return float((self.weight * mean.sum(axis=(1, 3))).sum())
+        count, seq_len = len(self.weight), kernel.shape[-1] // len(self.weight)
+        rows = kernel.reshape(-1, seq_len) @ np.ones(seq_len, kernel.dtype)
+        blocks = rows.reshape(-1, count, seq_len, count).sum(axis=(0, 2), dtype=np.float64)
+        return float((self.weight * blocks).sum()) / len(kernel)
 
     def trace(self, kernel: np.ndarray) -> float:
         """Sum of a kernel's diagonal over the batch's tokens, in the mean over networks."""
