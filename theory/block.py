@@ -54,6 +54,11 @@ class Block:
             object.__setattr__(self, field, rule)
 
     @property
+    def last_norm(self) -> bool:
+        """Whether the head reads the stream through a norm, of its own or of the last sum."""
+        return self.final_norm or self.post_norm
+
+    @property
     def additions(self) -> tuple[tuple[str, ...], ...]:
         """The sub-layers that each of the block's residual additions takes together."""
         return (PARTS,) if self.parallel else tuple((part,) for part in PARTS)

@@ -41,9 +41,35 @@ def dual_activation(activation: Activation, covariance: np.ndarray) -> tuple[np.
     if activation == ACTIVATIONS["relu"]:
         same_sign = (np.pi - np.arccos(correlation)) / (2 * np.pi)
         return sizes * (np.sqrt(1 - correlation**2) / (2 * np.pi) + correlation * same_sign), same_sign
-    typical = float(f"{np.sqrt(np.mean(std**2)):.3g}")
+    typical = _typical(std)
     return _by_series(activation, False, typical, std, correlation), _by_series(
         activation, True, typical, std, correlation
+    )
+
+
+def growth_moment(activation: Activation, covariance: np.ndarray) -> np.ndarray:
+    """E[u F'(u) F(u')] for the same Gaussians, float[..., T, T]; F itself where F(c u) = c F(u)."""
+    function, _ = dual_activation(activation, covariance)
+    if activation == ACTIVATIONS["relu"]:
+        return function
+    std = np.sqrt(np.einsum("...tt->...t", covariance))
+    typical = _typical(std)
+    share = np.sqrt(_second_moment(activation, std, False) / _second_moment(activation, np.array(typical), False))
+    correlation = np.clip(covariance / (std[..., :, None] * std[..., None, :]), -1, 1)
+    powers = np.polyval(_growth_series(activation, typical)[::-1].astype(correlation.dtype), correlation)
+    return powers * (share[..., :, None] * share[..., None, :]).astype(correlation.dtype)
+
+
+@lru_cache(maxsize=1024)
+def concentration(activation: Activation, std: float) -> tuple[float, float]:
+    """E[(F F')^2] / (E[F^2] E[F'^2]) and E[F^4] / E[F^2]^2 of a Gaussian of that standard deviation."""
+    nodes, weights, _ = hermite_quadrature()
+    function, slope = (_function(activation, derivative)(std * nodes) for derivative in (False, True))
+    size = weights @ function**2
+    if not size:
+        return 1.0, 1.0
+    return float(weights @ (function * slope) ** 2 / size / (weights @ slope**2)), float(
+        weights @ function**4 / size**2
     )
 
 
@@ -51,6 +77,10 @@ def mean_activation(activation: Activation, covariance: np.ndarray) -> np.ndarra
     """E[F(u)] of every token, [..., T], for the same Gaussians."""
     std = np.sqrt(np.einsum("...tt->...t", covariance))
     return np.interp(np.log(std), *_mean_table(activation)).astype(covariance.dtype) * std
+
+
+def _typical(std: np.ndarray) -> float:
+    return float(f"{np.sqrt(np.mean(std**2)):.3g}")
 
 
 def _by_series(
@@ -85,6 +115,14 @@ def _series(activation: Activation, std: float, derivative: bool) -> np.ndarray:
     kept = int(np.searchsorted(np.cumsum(coefficients), total * (1 - _TAIL))) + 1
     coefficients = coefficients[:kept]
     return np.append(coefficients, max(total - coefficients.sum(), 0.0))
+
+
+@lru_cache(maxsize=1024)
+def _growth_series(activation: Activation, std: float) -> np.ndarray:
+    """Coefficients of E[u F'(u) F(u')] by power of the correlation."""
+    nodes, weights, hermite = hermite_quadrature()
+    function, slope = (_function(activation, derivative)(std * nodes) for derivative in (False, True))
+    return (hermite @ (weights * std * nodes * slope)) * (hermite @ (weights * function))
 
 
 def _second_moment(activation: Activation, std: np.ndarray, derivative: bool) -> np.ndarray:

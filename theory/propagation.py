@@ -11,7 +11,8 @@ A network of the ensemble sees two sequences of the batch, or the only one; what
 stands for the batch's sequences and pairs. All kernels are float32[n, S, S]: n networks, S = its sequences' tokens.
 
 Of the dependence between a layer's forward weights and the gradient that comes back through it, what the norms make is
-kept: `_radial_share`. The rest is dropped, and so are the gradient's own fluctuations.
+kept: `_radial_share`; and where no norm stands before the head, the gradient's mean along the tokens, dL/dx_t =
+sum_u B_tu x_u and a random rest. The rest is dropped, and so are the gradient's own fluctuations.
 """
 
 import os
@@ -29,7 +30,7 @@ from theory.embedding import embedding
 from theory.gram import Draws
 from theory.long_sequence import FOLLOWED, extrapolate
 from theory.stream import Added, Norm, Stream, diagonal, embed, mean_share, outer, pair_sum, row_share, row_size
-from theory.sublayers import Sublayer, forward
+from theory.sublayers import Sublayer, forward, sandwich
 from theory.token_batch import TokenBatch, representative_pairs
 from theory.upstream import upstream
 
@@ -145,7 +146,8 @@ class _Addition:
     outputs: by part, |y|^2 / d summed over the batch's tokens. parts: each with its norm on the input and on the
     output, if there are. before, after: |x|^2 / d of every token, the sum's before its own norm, which is `post`.
     shares: of the sum's square, each part's. responses: of each part, mean product of its output and of what that grows
-    by if the token grows; 0 where a norm hides the token's length.
+    by if the token grows; 0 where a norm hides the token's length. kernel: of the stream before, where no last norm
+    takes from the gradient what lies along it.
     """
 
     layer: int
@@ -157,6 +159,7 @@ class _Addition:
     shares: tuple[np.ndarray, ...]
     responses: tuple[np.ndarray, ...]
     post: Norm | None
+    kernel: np.ndarray | None
 
 
 def _squares(arch: Architecture, batch: TokenBatch, draws: Draws) -> dict[str, np.ndarray]:
@@ -175,14 +178,15 @@ def _squares(arch: Architecture, batch: TokenBatch, draws: Draws) -> dict[str, n
     if last is not None:
         row = row / last.divisor
     above = upstream(arch, batch, stream if last is None else last.tokens, row)
-    gradient, along = above.projected, _Along.of(False, arch, row)
+    normed = block(arch.block).last_norm
+    gradient, along, mean = above.projected if normed else above.kernel, _Along.of(not normed, arch, row), None
     if last is not None:
         gradient = gradient * outer(1 / last.divisor)
         norms = [batch.trace(gradient)]
     else:
         norms = [batch.trace(above.kernel)]
-        if not block(arch.block).post_norm:
-            gradient, along = above.kernel, replace(_Along.of(True, arch, row), radial=above.radial)
+    if not normed:
+        mean = np.eye(arch.seq_len, dtype=np.float32) * above.mean.reshape(len(row), 1, -1, arch.seq_len, 1)
     squares = {kind: np.zeros(arch.num_layers) for kind in arch.matrices}
     for part in PARTS:
         outputs = [size for addition in additions for name, size in addition.outputs if name == part]
@@ -195,7 +199,8 @@ def _squares(arch: Architecture, batch: TokenBatch, draws: Draws) -> dict[str, n
         addition = additions.pop()
         size = float(diagonal(gradient).max())  # float32 would not hold what explodes twice over
         gradient, written, scale = gradient / np.float32(size), written / np.float32(size), scale * size
-        gradient, along, own = _back(arch, addition, batch, gradient, along, written, draws)
+        mean = None if mean is None else mean / np.float32(np.sqrt(size))
+        gradient, along, mean, own = _back(arch, addition, batch, gradient, along, written, mean, draws)
         written = written * np.float32(addition.shortcut**4)
         for kind, square in own.items():
             squares[kind][addition.layer] = square * scale
@@ -230,11 +235,14 @@ def _add(
         response = np.zeros_like(added.size) if blind else sublayer.response(arch, layer, added.size)
         responses.append(np.float32(branch**2) * response)
         done.append((sublayer, pre, output))
-    before, after = diagonal(stream.kernel), diagonal(total.kernel)
+    before, after = diagonal(stream.kernel).copy(), diagonal(total.kernel).copy()  # not views, which keep the kernels
     grown = np.maximum(1 - shortcut**2 * before / after, 0)
     shares = tuple(grown * size / np.maximum(sum(sizes), np.finfo(np.float32).tiny) for size in sizes)
     post = total.norm(arch) if block(arch.block).post_norm else None
-    addition = _Addition(layer, shortcut, tuple(done), before, after, tuple(outputs), shares, tuple(responses), post)
+    kernel = None if block(arch.block).last_norm else stream.kernel
+    addition = _Addition(
+        layer, shortcut, tuple(done), before, after, tuple(outputs), shares, tuple(responses), post, kernel
+    )
     return total if post is None else post.tokens, addition
 
 
@@ -259,18 +267,21 @@ def _back(
     gradient: np.ndarray,
     along: _Along,
     written: np.ndarray,
+    mean: np.ndarray | None,
     draws: Draws,
-) -> tuple[np.ndarray, _Along, dict[str, float]]:
-    """The gradient's kernel and what of it lies along the token before the addition, and the matrices' squares.
+) -> tuple[np.ndarray, _Along, np.ndarray | None, dict[str, float]]:
+    """Before the addition: the gradient's kernel, what of it lies along the token, its mean; and the matrices' squares.
 
     written: [n, S], variance the gradient has along all sub-layers' outputs together, for each unit of an output.
+    mean: see `Sublayer.backward`; None where a norm has taken it out.
     """
     shortcut, branch, factor = arch.factors(addition.layer)
     if addition.post is not None:
         gradient = gradient * addition.post.jacobian(arch, radial=along.radial, mean=along.mean)
         along = _Along.of(False, arch, addition.before)
     before, squares = gradient * np.float32(shortcut**2), dict[str, float]()
-    mean, felt, random = diagonal(before) * along.mean, np.zeros_like(along.mean), 1 - along.radial
+    level, felt, random = diagonal(before) * along.mean, np.zeros_like(along.mean), 1 - along.radial
+    returned = list[np.ndarray]()
     size = diagonal(gradient)
     extra = np.minimum(written * addition.after, arch.d_model * size) / size
     for (sublayer, pre, output), share, response in zip(
@@ -278,23 +289,31 @@ def _back(
     ):
         reaching = gradient * np.float32(branch**2)
         lost = (random - extra) * share
+        out = None if mean is None else mean * np.float32(branch**2)
         if output is not None:
             reaching, lost = reaching * output.jacobian(arch), np.ones_like(lost)
-        increment, own = sublayer.backward(arch, addition.layer, batch, reaching, lost, draws)
+            out = None if out is None else output.along_before(out)
+        increment, into, own = sublayer.backward(arch, addition.layer, batch, reaching, lost, out, draws)
         increment = increment * np.float32(factor**2)
         if pre is not None:
             increment = increment * pre.jacobian(arch)
+        if into is not None:
+            returned.append((into if pre is None else pre.along_before(into)) * np.float32(factor**2))
         before = before + increment
-        mean = mean + diagonal(increment) * _Along.of(pre is None, arch, mean).mean
+        level = level + diagonal(increment) * _Along.of(pre is None, arch, level).mean
         felt = felt + np.where(response > 0, diagonal(increment), 0)
         squares |= own
     ratio, response = addition.after / addition.before, sum(addition.responses) / addition.before
     both = random * ((shortcut**2 + response) ** 2 - shortcut**4) / ratio / arch.d_model / 2
     both = np.minimum(both, diagonal(before) / size / 4)  # of a width of a few coordinates
     before = before - gradient * pair_sum(both)
+    if mean is not None and addition.kernel is not None:
+        whole = sum(returned, mean * np.float32(shortcut**2))
+        alone = sandwich(mean, addition.kernel) * np.float32(shortcut**4)
+        return before + sandwich(whole, addition.kernel) - alone, _Along.of(True, arch, size), whole, squares
     growth = diagonal(before) / size
     radial = _radial_share(along.radial, ratio, growth, shortcut**2, response, felt / size)
-    return before, _Along(radial, mean / diagonal(before)), squares
+    return before, _Along(radial, level / diagonal(before)), None, squares
 
 
 def _radial_share(

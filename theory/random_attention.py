@@ -13,6 +13,7 @@ import numpy as np
 from theory.attention_scheme import ATTENTIONS, AttentionScheme
 from theory.gram import Draws
 from theory.positions import rope_angles
+from theory.stream import norm_mean
 
 
 @dataclass(frozen=True)
@@ -109,14 +110,20 @@ class Heads:
         return Weights(softmax, np.clip((high - low) * softmax + low, 0, 1), slope)
 
     def score_gradients(
-        self, draws: Draws, weights: Weights, gradients: np.ndarray, lost: np.ndarray, num_heads: int
+        self,
+        draws: Draws,
+        weights: Weights,
+        gradients: np.ndarray,
+        lost: np.ndarray,
+        num_heads: int,
+        mean: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Kernels of dL/dq and dL/dk, before norm and RoPE and in the mean over heads, float32[n, S, S] each.
 
         weights: of these heads. gradients: root [n, S, k] of the kernel of dL/do. lost: [n, S], which share of its
         variance dL/do lacks along the token's own outputs, of all `num_heads` heads together. The gradient of a key
-        that several heads have is the sum of theirs, and so is its kernel, as their dL/do are independent. A few
-        networks of narrow models get several draws of dL/do.
+        that several heads have is the sum of theirs, and so is its kernel, as their dL/do are independent. mean: B of
+        dL/do = sum_u B_tu o_u / sqrt(d_head) beside this. A few networks of narrow models get several draws of dL/do.
         """
         n, heads, sequences, seq_len, d_head = self.values.shape
         outputs = weights.attention @ self.values
@@ -125,10 +132,11 @@ class Heads:
         inward /= np.maximum((outputs**2).sum(axis=(1, 4), keepdims=True), np.finfo(np.float32).tiny)
         repeats = int(np.clip(min(2**12 // n, 2**18 // (num_heads * d_head)) // (heads * d_head), 1, 8))
         stretch = np.float32(repeats * heads) ** -0.5 / np.sqrt(1 - lost / np.float32(num_heads * d_head))
+        steady = 0.0 if mean is None else mean @ outputs * np.float32(repeats * heads) ** -0.5
         at_queries, at_keys = np.zeros_like(gradients[..., :1]), np.zeros_like(gradients[..., :1])
         for _ in range(repeats):
             g = _split(gradients @ draws.own(n, gradients.shape[-1], heads * d_head), sequences, heads)
-            g = (g - (g * outputs).sum(axis=(1, 4), keepdims=True) * inward) * stretch
+            g = (g - (g * outputs).sum(axis=(1, 4), keepdims=True) * inward) * stretch + steady
             scores = self._at_logits(weights, g @ self.values.mT)
             queries = flat(self._before(0, scores @ self.keys))
             keys = flat(self._before(1, scores.mT @ self.queries))
@@ -154,6 +162,11 @@ class Heads:
         if self.variant.centred:
             rows = rows - rows.mean(axis=-1, keepdims=True)
         return (rows - x * (x * rows).sum(axis=-1, keepdims=True)) / divisor
+
+    def before_norm(self, mean: np.ndarray) -> np.ndarray:
+        """A mean gradient along the values of each head, brought back before their norm; see `norm_mean`."""
+        divisor = self.divisors[2]
+        return mean if divisor is None else norm_mean(mean, self.values @ self.values.mT, divisor)
 
     def value_jacobian(self) -> np.ndarray | float:
         """What the values' norm makes of the kernel of dL/dv, in the mean over heads: a factor [n, S, S], or 1."""

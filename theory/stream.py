@@ -26,6 +26,12 @@ def diagonal(kernel: np.ndarray) -> np.ndarray:
     return np.einsum("nss->ns", kernel)
 
 
+def blocks(kernel: np.ndarray, sequences: int) -> np.ndarray:
+    """[n, 1, sequences, T, T], a kernel's entries within each sequence."""
+    n, seq_len = len(kernel), kernel.shape[-1] // sequences
+    return np.einsum("nstsu->nstu", kernel.reshape(n, sequences, seq_len, sequences, seq_len))[:, None]
+
+
 @dataclass(frozen=True)
 class Stream:
     """Tokens as they enter a sub-layer or lie in the residual stream.
@@ -117,6 +123,21 @@ class Norm:
         """
         width = arch.d_model if width is None else width
         return free(self.tokens.kernel, arch, width, radial, mean) * outer(1 / self.divisor)
+
+    def along_before(self, mean: np.ndarray) -> np.ndarray:
+        """A mean gradient along the normed tokens, brought back before the norm; see `norm_mean`."""
+        sequences = mean.shape[2]
+        divisor = self.divisor.reshape(len(self.divisor), 1, sequences, -1, 1)
+        return norm_mean(mean, blocks(self.tokens.kernel, sequences), divisor)
+
+
+def norm_mean(mean: np.ndarray, kernel: np.ndarray, divisor: np.ndarray) -> np.ndarray:
+    """B' of the gradient before a norm, sum_u B'_tu x_u, from B of that after it, sum_u B_tu x_u / divisor_u.
+
+    kernel: of the normed tokens within each sequence. All [n, 1 or heads, sequences, T, T], divisor [..., T, 1].
+    """
+    radial = np.sum(mean * kernel, axis=-1, keepdims=True)
+    return mean / (divisor * divisor.mT) - np.eye(mean.shape[-1], dtype=mean.dtype) * radial / divisor**2
 
 
 def free(

@@ -9,11 +9,11 @@ import numpy as np
 from theory.activation import activation
 from theory.architecture import Architecture
 from theory.attention_scheme import attention_scheme
-from theory.dual_activation import dual_activation, mean_activation
+from theory.dual_activation import concentration, dual_activation, growth_moment, mean_activation
 from theory.gram import Draws, root, wishart_root
 from theory.positions import alibi_slopes
 from theory.random_attention import Heads, Variant, flat
-from theory.stream import Norm, Stream, mean_share, outer
+from theory.stream import Norm, Stream, blocks, diagonal, mean_share, outer
 from theory.token_batch import TokenBatch
 
 
@@ -21,12 +21,21 @@ class Sublayer(Protocol):
     """Either part of a block, in one layer of some networks."""
 
     def backward(
-        self, arch: Architecture, layer: int, batch: TokenBatch, gradient: np.ndarray, lost: np.ndarray, draws: Draws
-    ) -> tuple[np.ndarray, dict[str, float]]:
-        """From the kernel of dL/d(output): that of dL/d(input), and the squares of the matrices' gradients.
+        self,
+        arch: Architecture,
+        layer: int,
+        batch: TokenBatch,
+        gradient: np.ndarray,
+        lost: np.ndarray,
+        mean: np.ndarray | None,
+        draws: Draws,
+    ) -> tuple[np.ndarray, np.ndarray | None, dict[str, float]]:
+        """From the kernel of dL/d(output): that of dL/d(input), its mean, and the squares of the matrices' gradients.
 
         lost: [n, S], which share of its variance dL/d(output) lacks along the output itself, where the weights that
-        have made it are larger than elsewhere.
+        have made it are larger than elsewhere. mean: B [n, 1, sequences, T, T] where dL/d(output) of token t runs along
+        the outputs, sum_u B_tu y_u, with a random rest; returned, along the inputs. The kernel returned is that of the
+        fluctuation about this mean, which is left to add.
         """
         ...
 
@@ -79,8 +88,15 @@ class _FeedForward:
         return made, rows * np.float32(np.sqrt(arch.ff_width * down))
 
     def backward(
-        self, arch: Architecture, layer: int, batch: TokenBatch, gradient: np.ndarray, lost: np.ndarray, draws: Draws
-    ) -> tuple[np.ndarray, dict[str, float]]:
+        self,
+        arch: Architecture,
+        layer: int,
+        batch: TokenBatch,
+        gradient: np.ndarray,
+        lost: np.ndarray,
+        mean: np.ndarray | None,
+        draws: Draws,
+    ) -> tuple[np.ndarray, np.ndarray | None, dict[str, float]]:
         d, width, z = arch.d_model, arch.ff_width, self.tokens.kernel
         up, down, gate = (_variance(arch, f"feed_forward.{name}", layer) for name in ("up", "down", "gate"))
         hidden = self.hidden if self.inner is None else self.inner.tokens.kernel
@@ -88,14 +104,42 @@ class _FeedForward:
         inner = gradient * np.float32(d * down) * _left(lost, width)
         if self.inner is not None:
             inner = inner * self.inner.jacobian(arch, width)
+        if mean is not None:
+            mean = mean * np.float32(d * down)
+            mean = mean if self.inner is None else self.inner.along_before(mean)
         if self.other is None:
             at_up = inner * self.slope
+            if mean is not None:
+                at_up = at_up + sandwich(mean, self.hidden) * self.slope * self._concentration(arch, d * up)[0]
             squares["feed_forward.up"] = d * width * batch.total(at_up * z)
-            return at_up * np.float32(width * up), squares
+            along = None if mean is None else self._bent(arch, mean, d * up) * np.float32(width * up)
+            return at_up * np.float32(width * up), along, squares
         at_up, at_gate = inner * self.function, inner * self.slope * self.other
+        if mean is not None:
+            steady, (at_slope, at_function) = sandwich(mean, self.hidden), self._concentration(arch, d * gate)
+            at_up = at_up + steady * self.function * at_function
+            at_gate = at_gate + steady * self.slope * self.other * (3 * at_slope)
         squares["feed_forward.up"] = d * width * batch.total(at_up * z)
         squares["feed_forward.gate"] = d * width * batch.total(at_gate * z)
-        return at_up * np.float32(width * up) + at_gate * np.float32(width * gate), squares
+        along = None
+        if mean is not None:
+            along = mean * blocks(self.function, mean.shape[2]) * np.float32(width * up)
+            bent = self._bent(arch, mean * blocks(self.other, mean.shape[2]), d * gate)
+            along = along + bent * np.float32(width * gate)
+        return at_up * np.float32(width * up) + at_gate * np.float32(width * gate), along, squares
+
+    def _concentration(self, arch: Architecture, variance: float) -> tuple[np.float32, np.float32]:
+        std = float(f"{np.sqrt(variance * diagonal(self.tokens.kernel).mean()):.3g}")
+        at_slope, at_function = concentration(activation(arch.activation), std)
+        return np.float32(at_slope), np.float32(at_function)
+
+    def _bent(self, arch: Architecture, mean: np.ndarray, variance: float) -> np.ndarray:
+        """Of F'(u_t) sum_s mean_ts F(u_s): coefficients of its mean along the u, by Stein's lemma."""
+        covariance = self.tokens.kernel * np.float32(variance)
+        bend = growth_moment(activation(arch.activation), covariance) - covariance * self.slope
+        bend = bend / diagonal(covariance)[..., None]
+        felt = np.sum(mean * blocks(bend, mean.shape[2]), axis=-1, keepdims=True)
+        return mean * blocks(self.slope, mean.shape[2]) + np.eye(mean.shape[-1], dtype=mean.dtype) * felt
 
     def response(self, arch: Architecture, layer: int, size: np.ndarray) -> np.ndarray:
         return size if self.other is None else 2 * size
@@ -106,12 +150,13 @@ class _Attention:
     """K += (d s_V^2)(d s_O^2) A C A^T;  G += value path A^T G A, and score path through queries and keys.
 
     heads: all of a narrow model's; of a wide one's, whose mean varies less, as many as its attention is sharp. mixed:
-    o o^T in the mean over all heads and their coordinates, A C A^T on average.
+    o o^T in the mean over all heads and their coordinates, A C A^T on average. group: how many of them share a value.
     """
 
     tokens: Stream
     mixed: np.ndarray
     heads: Heads
+    group: int
     inner: Norm | None
 
     @staticmethod
@@ -149,11 +194,18 @@ class _Attention:
         if arch.normed("inner", "attention"):
             rows, inner = _inner_norm(arch, rows, arch.d_model, linear)
             scale = output
-        return _Attention(tokens, mixed, heads, inner), rows * np.float32(np.sqrt(scale))
+        return _Attention(tokens, mixed, heads, group, inner), rows * np.float32(np.sqrt(scale))
 
     def backward(
-        self, arch: Architecture, layer: int, batch: TokenBatch, gradient: np.ndarray, lost: np.ndarray, draws: Draws
-    ) -> tuple[np.ndarray, dict[str, float]]:
+        self,
+        arch: Architecture,
+        layer: int,
+        batch: TokenBatch,
+        gradient: np.ndarray,
+        lost: np.ndarray,
+        mean: np.ndarray | None,
+        draws: Draws,
+    ) -> tuple[np.ndarray, np.ndarray | None, dict[str, float]]:
         d, z = arch.d_model, self.tokens.kernel
         query, key, value, output = (
             _variance(arch, f"attention.{name}", layer) for name in ("query", "key", "value", "output")
@@ -165,22 +217,32 @@ class _Attention:
         if self.inner is not None:
             reaching, lost = reaching * self.inner.jacobian(arch), np.ones_like(lost)
         weights = self.heads.weights()
-        values = sandwich(weights.attention.mT, reaching * _left(lost, d)) * self.heads.value_jacobian()
+        values = sandwich(weights.attention.mT, reaching * _left(lost, d))
+        along = None
+        if mean is not None:
+            mean = mean * np.float32(d * output)
+            mean = mean if self.inner is None else self.inner.along_before(mean)
+            at_values = weights.attention.mT @ mean @ weights.attention
+            n, heads = at_values.shape[:2]
+            together = at_values.reshape(n, heads // self.group, self.group, *at_values.shape[2:]).mean(axis=2)
+            added = sandwich(together, _value_kernel(self.heads)[:, :: self.group])  # heads that share values agree
+            values = values + added * np.float32(linear * arch.num_heads / arch.kv_heads)
+            along = self.heads.before_norm(at_values).mean(axis=1, keepdims=True) * np.float32(d * value)
+            mean = mean * np.float32(np.sqrt(linear * arch.d_head))
+        values = values * self.heads.value_jacobian()
         gain = np.float32(d * linear)
-        queries, keys = self.heads.score_gradients(draws, weights, root(reaching), lost, arch.num_heads)
+        queries, keys = self.heads.score_gradients(draws, weights, root(reaching), lost, arch.num_heads, mean)
         squares["attention.query"] = float(gain) * batch.total(queries * z) * d
         squares["attention.key"] = float(gain) * batch.total(keys * z) * d
         squares["attention.value"] = d * d * batch.total(values * z)
-        return values * np.float32(d * value) + (queries * query + keys * key) * gain, squares
+        return values * np.float32(d * value) + (queries * query + keys * key) * gain, along, squares
 
     def response(self, arch: Architecture, layer: int, size: np.ndarray) -> np.ndarray:
         attention = self.heads.weights().attention
-        n, _, sequences, seq_len, _ = attention.shape
         own = np.einsum("nhstt->nhst", attention)
-        kernel = np.einsum("nstsu->nstu", self.tokens.kernel.reshape(n, sequences, seq_len, sequences, seq_len))
-        seen = np.einsum("nhstu,nstu->nhst", attention, kernel)
+        seen = np.sum(attention * blocks(self.tokens.kernel, attention.shape[2]), axis=-1)
         gain = arch.d_model**2 * _variance(arch, "attention.value", layer) * _variance(arch, "attention.output", layer)
-        return np.float32(gain) * (own * seen).mean(axis=1).reshape(n, -1)
+        return np.float32(gain) * (own * seen).mean(axis=1).reshape(len(own), -1)
 
 
 def _variance(arch: Architecture, kind: str, layer: int) -> float:

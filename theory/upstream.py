@@ -24,15 +24,15 @@ from theory.token_batch import TokenBatch
 class Upstream:
     """Gradient of what the head reads, z, and of the head. Kernels [n, S, S], shares [n, S].
 
-    kernel: of dL/dz as it is. projected: of what a norm before z leaves of it, divisor aside. radial: share of dL/dz's
-    variance along z, 1 for a random direction. written: variance of the projected gradient along what the sub-layers
+    kernel: of dL/dz as it is. projected: of what a norm before z leaves of it, divisor aside. mean: b_t of
+    dL/dz_t = b_t z_t plus a random rest. written: variance of the projected gradient along what the sub-layers
     have written into z, over that one's share of z's variance; 0 for an untied head. head: square of the head's
     gradient norm. table: what a tied head adds to the square of the table's.
     """
 
     kernel: np.ndarray
     projected: np.ndarray
-    radial: np.ndarray
+    mean: np.ndarray
     written: np.ndarray
     head: float
     table: float
@@ -43,15 +43,14 @@ def upstream(arch: Architecture, batch: TokenBatch, z: Stream, own: np.ndarray) 
     d, count, size = arch.d_model, np.float32(batch.size * arch.seq_len), arch.vocab_size
     gain = np.float32(arch.logit_scale**2 * arch.std("embedding" if arch.tied else "head")[0] ** 2)
     overlap = softmax_overlap(z.kernel * (gain * d), size)
-    along = z.kernel * outer(gain * (1 - diagonal(overlap)))
-    arrangement = block(arch.block)
-    normed = arrangement.final_norm or arrangement.post_norm
-    left = free(z.kernel, arch, d) if normed else np.ones_like(z.kernel)
+    mean = gain * (1 - diagonal(overlap))
+    along = z.kernel * outer(mean)
+    left = free(z.kernel, arch, d) if block(arch.block).last_norm else np.ones_like(z.kernel)
     if not arch.tied:
         error = overlap - np.float32(2 / size) + batch.same_target
         kernel, projected = (error * gain + along) / count**2, error * gain * left / count**2
         head, written = arch.logit_scale**2 * d * batch.total(error * z.kernel) / float(count) ** 2, np.zeros_like(own)
-        return Upstream(kernel, projected, _radial(d, error * gain, along), written, head, 0.0)
+        return Upstream(kernel, projected, mean / count, written, head, 0.0)
     own = np.minimum(own, np.sqrt(diagonal(z.kernel)))  # a short token has not more of its row than it has
     same, follows = batch.same_input, batch.follows
     first, second = _own_probability(own, float(gain) * d, size, d)
@@ -72,16 +71,12 @@ def upstream(arch: Architecture, batch: TokenBatch, z: Stream, own: np.ndarray) 
     projected = factor @ factor.mT
     scale = gain / count**2
     written = diagonal(both) * lost * scale
-    spread = along * outer(1 - first)
-    radial = _radial(d, error * gain, spread) + d * lost * diagonal(both) / diagonal(error)
+    mean = mean * (1 - first)
+    spread = z.kernel * outer(mean)
     at_words = same * first[:, :, None] + (1 - same) * rest[:, :, None] - follows.mT
     table = arch.logit_scale**2 * d * batch.total(error * z.kernel) / float(count) ** 2
     table += _meeting(arch, batch, z, own, excess, both, at_words)
-    return Upstream(error * scale + spread / count**2, projected * scale, radial, written, 0.0, table)
-
-
-def _radial(d: int, random: np.ndarray, along: np.ndarray) -> np.ndarray:
-    return (diagonal(random) + d * diagonal(along)) / (diagonal(random) + diagonal(along))
+    return Upstream(error * scale + spread / count**2, projected * scale, mean / count, written, 0.0, table)
 
 
 def _typical(kernel: np.ndarray, where: np.ndarray) -> np.ndarray:

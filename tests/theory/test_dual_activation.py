@@ -6,7 +6,7 @@ import sympy as sp
 from scipy import integrate, stats
 
 from theory.activation import ACTIVATIONS, Activation, u
-from theory.dual_activation import dual_activation
+from theory.dual_activation import concentration, dual_activation, growth_moment
 
 
 def by_quadrature(function, first, second, correlation):
@@ -64,3 +64,23 @@ def test_a_function_of_ones_own():
     values, slopes = dual_activation(sine, correlation)
     np.testing.assert_allclose(values, np.exp(-1) * np.sinh(correlation), atol=1e-4)
     np.testing.assert_allclose(slopes, np.exp(-1) * np.cosh(correlation), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize(("std", "correlation"), [(0.63, 0.2), (1.41, -0.5)])
+def test_growth_moment_is_the_moments_growth(name, std, correlation):
+    """E[u F'(u) F(v)] = d/dlog(a) E[F(a u) F(v)] at a = 1, by a difference of quadratures."""
+    function, step = ACTIVATIONS[name].numeric[0], 1e-3
+    ends = [by_quadrature(function, std * np.exp(sign * step), std, correlation) for sign in (1, -1)]
+    found = growth_moment(ACTIVATIONS[name], std**2 * np.array([[1, correlation], [correlation, 1]]))
+    np.testing.assert_allclose(found[0, 1], (ends[0] - ends[1]) / (2 * step), rtol=2e-3, atol=1e-5)
+
+
+def test_concentration_of_powers():
+    """F = u: E u^2 / E u^2 and E u^4 / (E u^2)^2; ReLU: E u_+^2 over half of it, and half of E u^4 over its square."""
+    np.testing.assert_allclose(concentration(ACTIVATIONS["identity"], 0.7), (1, 3), rtol=1e-6)
+    np.testing.assert_allclose(concentration(ACTIVATIONS["relu"], 0.7), (2, 6), rtol=0.02)
+
+
+def test_a_function_that_is_zero_has_no_concentration():
+    assert concentration(Activation("nothing", sp.S.Zero, "a test"), 1.0) == (1, 1)

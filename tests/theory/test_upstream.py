@@ -13,12 +13,13 @@ INPUTS, TARGETS = np.array([3, 7, 3, 9]), np.array([7, 3, 5, 9])  # a repeat, ta
 
 
 def drawn(tied, own, logit_std, common=0.3):
-    """Mean kernels per coordinate of dL/dz and of what RMSNorm's projector leaves, and squares of the head's gradient.
+    """Mean kernels per coordinate of dL/dz and of what RMSNorm's projector leaves, square of the head's gradient, and
+    how far dL/dz runs along z.
 
     z has mean square 1: `own` of the token's row, the rest Gaussian with that correlation between tokens.
     """
     rng = np.random.default_rng(0)
-    kernel, projected, head = np.zeros((4, 4)), np.zeros((4, 4)), 0.0
+    kernel, projected, head, along = np.zeros((4, 4)), np.zeros((4, 4)), 0.0, np.zeros(4)
     covariance = common + (1 - common) * np.eye(4)
     for _ in range(DRAWS):
         table = rng.standard_normal((WORDS, D))
@@ -35,7 +36,8 @@ def drawn(tied, own, logit_std, common=0.3):
         kernel += gradient @ gradient.T / D / DRAWS
         projected += left @ left.T / D / DRAWS
         head += (((error.T @ z) / 4) ** 2).sum() / DRAWS
-    return kernel, projected, head
+        along += (z * gradient).sum(axis=1) / D / DRAWS
+    return kernel, projected, head, along
 
 
 def predicted(tied, own, logit_std, common=0.3):
@@ -61,11 +63,13 @@ def test_kernels_are_those_of_drawn_heads(tied, own, logit_std):
         largest = np.diag(expected).max()
         np.testing.assert_allclose(np.diag(got) / largest, np.diag(expected) / largest, atol=0.08)
     np.testing.assert_allclose(above.projected[0] / largest, expected / largest, atol=0.08)
-    assert np.all(above.radial > 0) and np.all(above.written >= 0)
+    assert np.all(above.mean > 0) and np.all(above.written >= 0)
 
 
 @pytest.mark.parametrize("logit_std", [0.2, 1.0])
 def test_an_untied_heads_gradient_is_that_of_drawn_ones(logit_std):
     above = predicted(False, 0.0, logit_std)
-    np.testing.assert_allclose(above.head, drawn(False, 0.0, logit_std)[2], rtol=0.05)
+    _, _, head, mean = drawn(False, 0.0, logit_std)
+    np.testing.assert_allclose(above.head, head, rtol=0.05)
+    np.testing.assert_allclose(above.mean.mean(), mean.mean(), rtol=0.05)  # the same for every token
     assert above.table == 0 and not above.written.any()

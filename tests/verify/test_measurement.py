@@ -16,7 +16,7 @@ from theory import Architecture, bound, predict
 from theory.activation import ACTIVATIONS
 from theory.architecture import POSITIONS
 from theory.attention_scheme import ATTENTIONS
-from theory.block import BLOCKS
+from theory.block import BLOCKS, Block
 from theory.embedding import EMBEDDINGS
 from theory.initialization import INITIALIZATIONS
 from verify import compare, measure
@@ -115,7 +115,7 @@ _COVERING = [
         ("ln_scaling", "standard", "gelu_tanh", "sinusoidal", "layer_norm", "small", "vanilla", None),
         ("deep_scale_lm", "qk_fc_norm", "gelu", "rope", "layer_norm", "lecun", "scaled", None),
         ("sub_ln", "standard", "gelu", "rope", "layer_norm", "xavier", "scaled", 1),
-        ("no_norm", "standard", "silu", "learned", "layer_norm", "megatron", "scaled", None),
+        ("no_norm", "standard", "silu", "learned", "layer_norm", "lecun", "scaled", 1),
         ("depth_mup", "sigma_reparam", "gelu", "rope", "layer_norm", "he", "scaled", 1),
     )
 ]  # fmt: skip
@@ -133,6 +133,23 @@ _TIED = [
         {"initialization": "lecun", "embedding": "scaled", "block": "post_ln"},
     )
 ]  # fmt: skip
+
+
+# no norm before the head: the gradient runs along the stream, through every kind of norm inside the blocks
+_OPEN = [
+    Architecture(num_layers=4, d_model=128, seq_len=32, initialization="lecun", norm="rms_norm", **fields)
+    for fields in (
+        {"block": "no_norm", "activation": "relu", "embedding": "scaled", "attention": "qk_fc_norm"},
+        {"block": Block("open_pre_ln", final_norm=False), "activation": "swiglu", "num_kv_heads": 2},
+        {"block": Block("open_inside", pre_norm=False, inner_norm=True, final_norm=False), "embedding": "unit"},
+        {"block": "no_norm", "activation": "geglu", "embedding": "vanilla", "tied": True},
+    )
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("arch", _OPEN, ids=lambda arch: f"{arch.block}-{arch.attention}-{arch.activation}"[-40:])
+def test_stacks_without_a_last_norm_are_predicted(arch):
+    _agree(arch, None, seeds=24, limits=(0.04, 0.08, 0.12), deviations=3)
 
 
 @pytest.mark.parametrize("arch", _TIED, ids=lambda arch: f"{arch.initialization}-{arch.embedding}")
