@@ -133,9 +133,15 @@ def main() -> None:
             if earlier is None
             else earlier.loc[earlier["case"] == number, MEASURED]
         )
+        try:
+            predicted = predictions(arch, tokens, large=not options.grid)
+        except ValueError as error:
+            largest = measured.loc[measured["quantity"] == "gradient_norm", "measured"].max()
+            print(f"{number:3d} not predicted: {error}. Measured: gradient norms up to {largest:.1g}", flush=True)
+            continue
         table = pd.concat(
             with_prediction(measured.drop_duplicates(), prediction).assign(ensemble=name)
-            for name, prediction in predictions(arch, tokens, large=not options.grid)
+            for name, prediction in predicted
         )
         table = table.assign(
             case=number, initialization=arch.initialization, embedding=arch.embedding, activation=arch.activation,

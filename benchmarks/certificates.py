@@ -7,7 +7,7 @@ each multiplied by its own factor from 0.01 to 100. Every residual addition's ex
 float64) is held against
 
 - `certify`, which must never be below it, for all of them;
-- `bound(arch, "high_probability", 0.999)`, for those as drawn, where it does not refuse: at most 1 network in 1,000;
+- `bound(arch, "high_probability", 0.999)`, for those as drawn: at most 1 network in 1,000;
 - `bound(arch)`, the paper's, for those as drawn: it holds in expectation only, so how often it fails is reported.
 
 The exit status is 1 if `certify` failed at all or the second more often than it may.

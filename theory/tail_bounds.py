@@ -2,6 +2,9 @@
 
 The picture: a share delta of the probability is set aside for every event that is used; by the union bound all hold
 together. t = sqrt(2 log(1/delta)) standard deviations are what one event costs.
+
+A Gaussian that is cut off is a 1-Lipschitz function of the one it was (Caffarelli 2000), so that lengths and norms
+stray from their means as under that one, though the means are those of what is left.
 """
 
 from dataclasses import dataclass
@@ -16,27 +19,39 @@ from theory.matrix_algebra import Norm
 
 @dataclass(frozen=True)
 class Tail:
-    """The tails at one failure probability, delta in (0, 1/2)."""
+    """The tails at one failure probability, delta in (0, 1/2), of entries with standard deviation 1.
+
+    nominal: standard deviation that the Gaussian had before it was cut off; 1: it is whole.
+    """
 
     delta: float
+    nominal: float = 1.0
 
     @property
     def t(self) -> float:
-        """Standard deviations beyond which a Gaussian lies with probability at most delta, on one side."""
-        return float(np.sqrt(2 * np.log(1 / self.delta)))
+        """Beyond this lies one entry, or a fixed combination of unit length, with probability at most delta."""
+        return self.nominal * float(np.sqrt(2 * np.log(1 / self.delta)))
 
     def matrix(self, std: float, rows: int, columns: int) -> float:
-        """No larger is the spectral norm of a Gaussian matrix (Davidson and Szarek 2001, theorem II.13)."""
-        return std * (np.sqrt(rows) + np.sqrt(columns) + self.t)
+        """No larger is the spectral norm of a Gaussian matrix (Davidson and Szarek 2001, theorem II.13).
+
+        Nor that of one cut off: its mean is no larger than the whole one's (Ledoux and Talagrand 1991, theorem 4.4).
+        """
+        return std * (self.nominal * (np.sqrt(rows) + np.sqrt(columns)) + self.t)
 
     def longest(self, size: int) -> float:
-        """No longer is a standard Gaussian vector: its mean, at most sqrt(size), and t, as a length is 1-Lipschitz."""
+        """No longer is a vector of such entries: its mean, at most sqrt(size), and t, as a length is 1-Lipschitz."""
         return float(np.sqrt(size) + self.t)
 
     def shortest(self, size: int) -> float:
-        """No shorter is a standard Gaussian vector, central or with any mean: the quantile of chi-square."""
+        """No shorter is such a vector: the quantile of chi-square, which holds with any mean too.
+
+        Cut off: sqrt(size - nominal^2), which is below its mean by Poincare's inequality, less t.
+        """
         from scipy.special import gammaincinv
 
+        if self.nominal != 1:
+            return max(float(np.sqrt(max(size - self.nominal**2, 0))) - self.t, 0.0)
         return float(np.sqrt(2 * gammaincinv(size / 2, self.delta)))
 
     def sine(self, size: int) -> float:
@@ -45,6 +60,8 @@ class Tail:
 
         if size == 1:
             return 0.0
+        if self.nominal != 1:
+            return self.shortest(size - 1) / self.longest(size)
         return float(np.sqrt(betaincinv((size - 1) / 2, 0.5, 2 * self.delta)))
 
 
@@ -59,7 +76,7 @@ def tail_bounds() -> tuple[Step, ...]:
     margin = equation(t, sp.sqrt(2 * sp.log(events / p)))
     rate, spread = sp.Symbol("lambda", positive=True), sp.Symbol("R", positive=True)
     best = equation(rate, t / spread)
-    frobenius, rank, angle = sp.symbols("F_W r_W cos_1", positive=True)
+    frobenius, rank, angle, slope = sp.symbols("F_W r_W cos_1 F'", positive=True)
     return (
         Step(
             sp.Le(Norm(s.W_1), s.sigma_1 * (sp.sqrt(s.d_ff) + sp.sqrt(s.d) + t)),
@@ -85,6 +102,14 @@ def tail_bounds() -> tuple[Step, ...]:
             "Horn and Johnson, Matrix Analysis, section 5.6",
             kind="cited",
             trial=_frobenius,
+        ),
+        Step(
+            sp.Le(slope, 1),
+            "a Gaussian cut off at c is F(g) = Phi^{-1}(1/2 + (Phi(g) - 1/2) (2 Phi(c) - 1)), of slope F' at most 1, so "
+            "that lengths and norms of such entries, Lipschitz functions of g, stray by t as under the whole one",
+            "Caffarelli 2000, Monotonicity properties of optimal transportation; in one dimension, as here, by trial",
+            kind="cited",
+            trial=_cut_off,
         ),
         Step(
             sp.Le(angle, t / sp.sqrt(s.d_head)),
@@ -119,6 +144,16 @@ def _frobenius() -> tuple[bool, str]:
         w = draw.normal(size=shape)
         least = min(least, float(np.linalg.norm(w, 2) * np.sqrt(min(shape)) / np.linalg.norm(w)))
     return least >= 1 - 1e-12, f"3 draws (at least {least:.3f} of the bound)"
+
+
+def _cut_off() -> tuple[bool, str]:
+    from scipy.special import ndtr, ndtri
+
+    g, steepest = np.linspace(-6, 6, 4001), 0.0
+    for cutoff in (0.5, 2.0, 3.0):
+        share = 2 * ndtr(cutoff) - 1
+        steepest = max(steepest, float(np.max(np.diff(ndtri(0.5 + (ndtr(g) - 0.5) * share)) / np.diff(g))))
+    return steepest <= 1, f"4000 differences at cut-offs 0.5, 2, 3 (steepest {steepest:.3f})"
 
 
 def _directions() -> tuple[bool, str]:

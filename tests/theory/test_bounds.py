@@ -78,8 +78,6 @@ def test_high_probability_grows_with_the_probability_and_refuses_by_name() -> No
     arch = Architecture(num_layers=2)
     low, high = (bound(arch, "high_probability", p).sublayer for p in (0.5, 0.999999))
     assert np.all(low < high) and np.all(low > bound(arch).sublayer)
-    with pytest.raises(ValueError, match="block: 'sandwich'"):
-        bound(Architecture(block="sandwich"), "high_probability")
     with pytest.raises(ValueError, match="probability: must lie in"):
         bound(arch, "high_probability", 1.0)
 
