@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--measured", type=Path, help="CSV file of an earlier run whose measurements are taken again")
     parser.add_argument("--grid", type=int, default=0, help="architectures drawn from all registered values")
     parser.add_argument("--from", type=int, default=0, dest="first", help="number of the first one")
-    parser.add_argument("--seconds", type=float, default=150, help="most seconds of measuring an architecture")
+    parser.add_argument("--seconds", type=float, default=300, help="most seconds of measuring an architecture")
     options = parser.parse_args()
     corpus = load_corpus("stdlib", 256)
     earlier = None if options.measured is None else pd.read_csv(options.measured)
