@@ -45,7 +45,7 @@ def bound(
     weights. shortcut_std: float64[S + 1], for "paper", the stream's standard deviation at each place; None: `predict`
     gives it. Raises ValueError for an unknown method, a probability outside (0, 1), a shortcut of the wrong shape or
     not positive, an activation without a Lipschitz constant, and under "high_probability" for an epsilon of 0 where
-    nothing else keeps a norm from dividing by it. Source: arXiv 2312.16903, equations 15 and 20 [secondary]; THEORY, section 4.
+    nothing else keeps a norm from dividing by it. Source: arXiv 2312.16903, equations 15 and 20 [secondary].
     """
     if method not in METHODS:
         raise ValueError(f"method: unknown value {method!r}; choose one of {', '.join(METHODS)}")

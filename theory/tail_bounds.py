@@ -105,8 +105,8 @@ def tail_bounds() -> tuple[Step, ...]:
         ),
         Step(
             sp.Le(slope, 1),
-            "a Gaussian cut off at c is F(g) = Phi^{-1}(1/2 + (Phi(g) - 1/2) (2 Phi(c) - 1)), of slope F' at most 1, so "
-            "that lengths and norms of such entries, Lipschitz functions of g, stray by t as under the whole one",
+            "a Gaussian cut off at c is F(g) = Phi^{-1}(1/2 + (Phi(g) - 1/2) (2 Phi(c) - 1)), of slope F' at most 1, "
+            "so that lengths and norms of such entries, Lipschitz functions of g, stray by t as under the whole one",
             "Caffarelli 2000, Monotonicity properties of optimal transportation; in one dimension, as here, by trial",
             kind="cited",
             trial=_cut_off,
