@@ -152,4 +152,5 @@ def test_more_certainty_costs_more_in_every_arrangement(data: st.DataObject) -> 
     cut = any(arch.truncation(kind) for kind in (*arch.matrices, "embedding", "position"))
     normed = any(arch.normed(where, part) for where in ("output", "inner") for part in ("attention", "feed_forward"))
     if fields["block"] != "rezero" and fields["initialization"] != "zero_output" and not cut and not normed:
-        assert np.all(less < more)
+        every = fields["attention"] != "sigma_reparam"  # under which a layer without norms may have norm 1 exactly
+        assert np.all(less < more) if every else np.any(less < more)
