@@ -10,8 +10,9 @@ from functools import lru_cache
 import numpy as np
 
 LARGEST_VARIANCE = 64.0
-"""above it one logit has nearly all the probability: 1 - E sum_v p_v^2 falls as one over the standard deviation, and
-the overlap of different tokens hardly changes any more"""
+"""above it one logit has nearly all the probability, 1 - E sum_v p_v^2 falls as one over the standard deviation, and the
+overlap is that of arg-maxima of logits plus a noise as large as Gumbel's"""
+_GUMBEL_VARIANCE = np.pi**2 / 6
 
 
 def softmax_overlap(covariance: np.ndarray, vocab_size: int) -> np.ndarray:
@@ -21,14 +22,30 @@ def softmax_overlap(covariance: np.ndarray, vocab_size: int) -> np.ndarray:
     taken, to four digits, and the covariances as correlations.
     """
     variances = np.einsum("...tt->...t", covariance)
-    variance = min(float(f"{variances.mean(dtype=np.float64):.4g}"), LARGEST_VARIANCE)
     std = np.sqrt(variances)
     correlation = np.clip(covariance / (std[..., :, None] * std[..., None, :]), -1, 1)
-    overlap = np.exp(np.polyval(_series(variance, vocab_size).astype(correlation.dtype), correlation))
+    typical, beyond = _typical(variances), None
+    if typical == LARGEST_VARIANCE:
+        noisy = np.sqrt(variances + np.float32(_GUMBEL_VARIANCE))
+        agreeing, largest = covariance / (noisy[..., :, None] * noisy[..., None, :]), 1 + _GUMBEL_VARIANCE / typical
+        correlation = np.minimum(agreeing * np.float32(largest), 1)
+        beyond = np.sqrt(np.maximum(1 - agreeing, 0) / np.float32(1 - 1 / largest))
+    overlap = np.exp(np.polyval(_series(typical, vocab_size).astype(correlation.dtype), correlation))
+    if beyond is not None:
+        overlap = np.where(correlation < 1, overlap, 1 - (1 - overlap) * beyond)
     index = np.arange(overlap.shape[-1])
-    beyond = np.minimum(np.sqrt(correlation.dtype.type(LARGEST_VARIANCE)) / std, 1)
-    overlap[..., index, index] = 1 - (1 - overlap[..., index, index]) * beyond
+    overlap[..., index, index] = 1 - softmax_spread(variances, vocab_size)
     return overlap
+
+
+def softmax_spread(variances: np.ndarray, vocab_size: int) -> np.ndarray:
+    """1 - E[sum_v p_v^2] of tokens whose logits have these variances, [...], however small it is."""
+    alone = float(-np.expm1(np.polyval(_series(_typical(variances), vocab_size), 1.0)))
+    return (alone * np.minimum(np.sqrt(LARGEST_VARIANCE / variances), 1)).astype(variances.dtype)
+
+
+def _typical(variances: np.ndarray) -> float:
+    return min(float(f"{variances.mean(dtype=np.float64):.4g}"), LARGEST_VARIANCE)
 
 
 @lru_cache(maxsize=64)

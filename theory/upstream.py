@@ -15,7 +15,7 @@ from theory.architecture import Architecture
 from theory.block import block
 from theory.embedding import embedding
 from theory.gram import root
-from theory.softmax_overlap import softmax_overlap
+from theory.softmax_overlap import softmax_overlap, softmax_spread
 from theory.stream import Stream, diagonal, free, outer, pair_sum
 from theory.token_batch import TokenBatch
 
@@ -43,7 +43,7 @@ def upstream(arch: Architecture, batch: TokenBatch, z: Stream, own: np.ndarray) 
     d, count, size = arch.d_model, np.float32(batch.size * arch.seq_len), arch.vocab_size
     gain = np.float32(arch.logit_scale**2 * arch.std("embedding" if arch.tied else "head")[0] ** 2)
     overlap = softmax_overlap(z.kernel * (gain * d), size)
-    mean = gain * (1 - diagonal(overlap))
+    mean = gain * softmax_spread(diagonal(z.kernel) * (gain * d), size)
     along = z.kernel * outer(mean)
     left = free(z.kernel, arch, d) if block(arch.block).last_norm else np.ones_like(z.kernel)
     if not arch.tied:
