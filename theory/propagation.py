@@ -29,7 +29,7 @@ from theory.block import PARTS, block
 from theory.embedding import embedding
 from theory.gram import Draws
 from theory.long_sequence import FOLLOWED, extrapolate
-from theory.stream import Added, Norm, Stream, diagonal, embed, mean_share, outer, pair_sum, row_share, row_size
+from theory.stream import Added, Norm, Stream, blocks, diagonal, embed, mean_share, outer, pair_sum, row_share, row_size
 from theory.sublayers import Sublayer, forward, sandwich
 from theory.token_batch import TokenBatch, representative_pairs
 from theory.upstream import upstream
@@ -146,8 +146,8 @@ class _Addition:
     outputs: by part, |y|^2 / d summed over the batch's tokens. parts: each with its norm on the input and on the
     output, if there are. before, after: |x|^2 / d of every token, the sum's before its own norm, which is `post`.
     shares: of the sum's square, each part's. responses: of each part, mean product of its output and of what that grows
-    by if the token grows; 0 where a norm hides the token's length. kernel: of the stream before, where no last norm
-    takes from the gradient what lies along it.
+    by if the token grows; 0 where a norm hides the token's length. Where no last norm takes from the gradient what lies
+    along the stream, kernel: of the stream before; met: x_t . x'_u / d, and of each part y_t . x'_u / d, by sequence.
     """
 
     layer: int
@@ -160,6 +160,7 @@ class _Addition:
     responses: tuple[np.ndarray, ...]
     post: Norm | None
     kernel: np.ndarray | None
+    met: tuple[np.ndarray, ...]
 
 
 def _squares(arch: Architecture, batch: TokenBatch, draws: Draws) -> dict[str, np.ndarray]:
@@ -220,7 +221,7 @@ def _add(
 ) -> tuple[Stream, _Addition]:
     shortcut, branch, factor = arch.factors(layer)
     norm = stream.norm(arch) if any(arch.normed("pre", part) for part in parts) else None
-    total, done, sizes, responses, outputs = stream.times(shortcut), [], [], [], []
+    total, done, sizes, responses, outputs, written = stream.times(shortcut), [], [], [], [], []
     for part in parts:
         pre = norm if arch.normed("pre", part) else None
         tokens = (stream if pre is None else pre.tokens).times(factor)
@@ -229,6 +230,7 @@ def _add(
         outputs.append((part, batch.summed(added.size)))
         if arch.normed("output", part):
             added, output = added.normed(arch)
+        written.append(added)
         total = total.plus(added.times(branch))
         sizes.append(branch**2 * added.size)
         blind = arch.hides_length(part)
@@ -239,9 +241,13 @@ def _add(
     grown = np.maximum(1 - shortcut**2 * before / after, 0)
     shares = tuple(grown * size / np.maximum(sum(sizes), np.finfo(np.float32).tiny) for size in sizes)
     post = total.norm(arch) if block(arch.block).post_norm else None
-    kernel = None if block(arch.block).last_norm else stream.kernel
+    kernel, met = None if block(arch.block).last_norm else stream.kernel, tuple[np.ndarray, ...]()
+    if kernel is not None:
+        along = stream.rows * np.float32(shortcut) + sum(added.along for added in written) * np.float32(branch)
+        products = [each.along @ along.mT + each.beside @ each.beside.mT * np.float32(branch) for each in written]
+        met = tuple(blocks(kernel, len(batch.weight)) for kernel in (stream.rows @ along.mT, *products))
     addition = _Addition(
-        layer, shortcut, tuple(done), before, after, tuple(outputs), shares, tuple(responses), post, kernel
+        layer, shortcut, tuple(done), before, after, tuple(outputs), shares, tuple(responses), post, kernel, met
     )
     return total if post is None else post.tokens, addition
 
@@ -284,8 +290,9 @@ def _back(
     returned = list[np.ndarray]()
     size = diagonal(gradient)
     extra = np.minimum(written * addition.after, arch.d_model * size) / size
-    for (sublayer, pre, output), share, response in zip(
-        addition.parts, addition.shares, addition.responses, strict=True
+    met = addition.met[1:] or (None,) * len(addition.parts)
+    for (sublayer, pre, output), share, response, meeting in zip(
+        addition.parts, addition.shares, addition.responses, met, strict=True
     ):
         reaching = gradient * np.float32(branch**2)
         lost = (random - extra) * share
@@ -293,6 +300,9 @@ def _back(
         if output is not None:
             reaching, lost = reaching * output.jacobian(arch), np.ones_like(lost)
             out = None if out is None else output.along_before(out)
+        elif mean is not None and out is not None and meeting is not None:
+            expected = sublayer.expected(arch, addition.layer) * np.float32(branch)
+            out = out * _realized(mean, meeting, blocks(expected, len(batch.weight)))
         increment, into, own = sublayer.backward(arch, addition.layer, batch, reaching, lost, out, draws)
         increment = increment * np.float32(factor**2)
         if pre is not None:
@@ -308,12 +318,26 @@ def _back(
     both = np.minimum(both, diagonal(before) / size / 4)  # of a width of a few coordinates
     before = before - gradient * pair_sum(both)
     if mean is not None and addition.kernel is not None:
-        whole = sum(returned, mean * np.float32(shortcut**2))
-        alone = sandwich(mean, addition.kernel) * np.float32(shortcut**4)
-        return before + sandwich(whole, addition.kernel) - alone, _Along.of(True, arch, size), whole, squares
+        expected = blocks(addition.kernel, len(batch.weight)) * np.float32(shortcut)
+        alone = mean * np.float32(shortcut**2) * _realized(mean, addition.met[0], expected)
+        whole = sum(returned, alone)
+        crossed = sandwich(whole, addition.kernel) - sandwich(alone, addition.kernel)
+        return before + crossed, _Along.of(True, arch, size), whole, squares
     growth = diagonal(before) / size
     radial = _radial_share(along.radial, ratio, growth, shortcut**2, response, felt / size)
     return before, _Along(radial, level / diagonal(before)), None, squares
+
+
+def _realized(mean: np.ndarray, met: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """g_t . y_t of the mean gradient over what it is on average, [n, 1, sequences, T, 1], at most 4.
+
+    A network whose outputs are longer than on average is longer at the next place too, where its mean gradient is less.
+    met, expected: y_t . x'_u of this network and its mean, or x_t . x'_u. 1 where the expected products nearly cancel.
+    """
+    products = mean * expected
+    wanted, found = np.sum(products, axis=-1, keepdims=True), np.sum(mean * met, axis=-1, keepdims=True)
+    whole = wanted > 0.1 * np.sum(np.abs(products), axis=-1, keepdims=True)
+    return np.where(whole, np.clip(found / np.where(whole, wanted, 1), 0, 4), 1)
 
 
 def _radial_share(

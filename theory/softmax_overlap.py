@@ -10,8 +10,8 @@ from functools import lru_cache
 import numpy as np
 
 LARGEST_VARIANCE = 64.0
-"""above it one logit has nearly all the probability, 1 - E sum_v p_v^2 falls as one over the standard deviation, and the
-overlap is that of arg-maxima of logits plus a noise as large as Gumbel's"""
+"""above it one logit has nearly all the probability, 1 - E sum_v p_v^2 falls as one over the standard deviation, and
+the overlap is that of arg-maxima of logits plus a noise as large as Gumbel's"""
 _GUMBEL_VARIANCE = np.pi**2 / 6
 
 

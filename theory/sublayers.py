@@ -39,6 +39,10 @@ class Sublayer(Protocol):
         """
         ...
 
+    def expected(self, arch: Architecture, layer: int) -> np.ndarray:
+        """Mean over this sub-layer's weights of y_t . y_t' / d, of outputs before a norm on them, [n, S, S]."""
+        ...
+
     def response(self, arch: Architecture, layer: int, size: np.ndarray) -> np.ndarray:
         """y_t . (dy_t/dx_t x_t) / d of every token and its output y_t, [n, S]; size: y_t . y_t / d."""
         ...
@@ -141,6 +145,10 @@ class _FeedForward:
         felt = np.sum(mean * blocks(bend, mean.shape[2]), axis=-1, keepdims=True)
         return mean * blocks(self.slope, mean.shape[2]) + np.eye(mean.shape[-1], dtype=mean.dtype) * felt
 
+    def expected(self, arch: Architecture, layer: int) -> np.ndarray:
+        hidden = self.hidden if self.inner is None else self.inner.tokens.kernel
+        return hidden * np.float32(arch.ff_width * _variance(arch, "feed_forward.down", layer))
+
     def response(self, arch: Architecture, layer: int, size: np.ndarray) -> np.ndarray:
         return size if self.other is None else 2 * size
 
@@ -236,6 +244,14 @@ class _Attention:
         squares["attention.key"] = float(gain) * batch.total(keys * z) * d
         squares["attention.value"] = d * d * batch.total(values * z)
         return values * np.float32(d * value) + (queries * query + keys * key) * gain, along, squares
+
+    def expected(self, arch: Architecture, layer: int) -> np.ndarray:
+        value, output = (arch.d_model * _variance(arch, f"attention.{name}", layer) for name in ("value", "output"))
+        if self.inner is not None:
+            return self.inner.tokens.kernel * np.float32(output)
+        normed = attention_scheme(arch.attention).qkv_norm
+        values = _value_kernel(self.heads) if normed else self.tokens.kernel
+        return sandwich(self.heads.weights().attention, values) * np.float32(output * (1 if normed else value))
 
     def response(self, arch: Architecture, layer: int, size: np.ndarray) -> np.ndarray:
         attention = self.heads.weights().attention

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from theory.softmax_overlap import softmax_overlap
+from theory.softmax_overlap import softmax_overlap, softmax_spread
 
 variances = st.floats(1e-3, 20.0)
 sizes = st.integers(1, 200_000)
@@ -53,6 +53,23 @@ def test_what_a_sharp_softmax_lacks_falls_as_one_over_the_standard_deviation(var
     lacking = 1 - np.mean(np.sum(p**2, axis=-1) / np.sum(p, axis=-1) ** 2)
     got = 1 - softmax_overlap(variance * np.eye(2), 40)[0, 0]
     np.testing.assert_allclose(got, lacking, rtol=0.05)
+
+
+@pytest.mark.parametrize(("variance", "correlation"), [(900.0, 0.6), (900.0, 0.999), (1e4, 0.98), (1e4, 0.99999)])
+def test_sharp_softmaxes_of_tokens_that_nearly_agree(variance, correlation):
+    """They share their arg-maximum more often the sharper they are; 3 % of the probability, from draws."""
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((2, 100_000, 40))
+    logits = np.sqrt(variance) * np.stack([z[0], correlation * z[0] + np.sqrt(1 - correlation**2) * z[1]])
+    p = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    p /= p.sum(axis=-1, keepdims=True)
+    assert abs(overlap(variance, correlation, 40) - (p[0] * p[1]).sum(axis=-1).mean()) < 0.03
+
+
+def test_the_spread_is_not_lost_to_rounding():
+    """1 - E sum p^2 at a variance where float32 knows no number between this probability and 1."""
+    small, large = softmax_spread(np.array([[100.0, 1e24]], np.float32), 40)[0]
+    np.testing.assert_allclose(large, small * 1e-11, rtol=1e-3)
 
 
 def test_extremes_stay_probabilities():
