@@ -44,6 +44,26 @@ def softmax_spread(variances: np.ndarray, vocab_size: int) -> np.ndarray:
     return (alone * np.minimum(np.sqrt(LARGEST_VARIANCE / variances), 1)).astype(variances.dtype)
 
 
+@lru_cache(maxsize=64)
+def probability_of_logit(variance: float, vocab_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of a word with logit l among words of independent Gaussian ones: l on a grid, E[p], and E[p^2], by l.
+
+    p = e^l / (e^l + S) and 1 / (e^l + S) = int e^{-s(e^l + S)} ds, which makes the sum S a power, as in `_overlap`.
+    """
+    std = np.sqrt(variance)
+    x = np.linspace(-8, 8, 401)
+    weight = np.exp(-(x**2) / 2)
+    weight /= weight.sum()
+    grid = np.linspace(-12 * std - 20, 12 * std + np.log(vocab_size) + 20, 400)
+    a = np.arange(-grid[-1] - 5, -grid[0] + 5, min(0.25, 0.02 * std + 0.05))
+    log_others = (vocab_size - 1) * np.log(
+        np.maximum(np.exp(-np.exp(np.minimum(a[:, None] + std * x, 50))) @ weight, 1e-300)
+    )
+    rate = a[:, None] + grid
+    density = np.exp(rate - np.exp(np.minimum(rate, 50)) + log_others[:, None]) * (a[1] - a[0])
+    return grid, density.sum(axis=0), (density * np.exp(np.minimum(rate, 50))).sum(axis=0)
+
+
 def _typical(variances: np.ndarray) -> float:
     return min(float(f"{variances.mean(dtype=np.float64):.4g}"), LARGEST_VARIANCE)
 

@@ -15,7 +15,7 @@ from theory.architecture import Architecture
 from theory.block import block
 from theory.embedding import embedding
 from theory.gram import root
-from theory.softmax_overlap import softmax_overlap, softmax_spread
+from theory.softmax_overlap import probability_of_logit, softmax_overlap, softmax_spread
 from theory.stream import Stream, diagonal, free, outer, pair_sum
 from theory.token_batch import TokenBatch
 
@@ -53,7 +53,8 @@ def upstream(arch: Architecture, batch: TokenBatch, z: Stream, own: np.ndarray) 
         return Upstream(kernel, projected, mean / count, written, head, 0.0)
     own = np.minimum(own, np.sqrt(diagonal(z.kernel)))  # a short token has not more of its row than it has
     same, follows = batch.same_input, batch.follows
-    first, second = _own_probability(own, float(gain) * d, size, d)
+    length = np.maximum(np.sqrt(diagonal(z.kernel)), np.finfo(np.float32).tiny)
+    first, second = _own_probability(own / length, np.sqrt(gain * d) * length, size, d)
     rest = (1 - first) / np.float32(size)  # another word's probability
     known = diagonal(follows)  # the target is the token itself
     excess = first - known
@@ -84,18 +85,24 @@ def _typical(kernel: np.ndarray, where: np.ndarray) -> np.ndarray:
     return (kernel * where).sum(axis=0, keepdims=True) / np.maximum(where.sum(axis=0, keepdims=True), np.float32(1))
 
 
-def _own_probability(own: np.ndarray, variance: float, vocab_size: int, d: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and mean square of a token's probability of itself.
+_SHARPEST = 50.0
+"""standard deviation of logits beyond which which of them is the largest says all"""
+
+
+def _own_probability(own: np.ndarray, std: np.ndarray, vocab_size: int, d: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and mean square of a token's probability of itself; own: its row's share c of z's length, std: b.
 
     Its logit is b sqrt(d) c and fluctuates by the rest of z, b^2 (1 - c^2), and by the row's length, 2 b^2 c^2.
     """
     nodes, weights = hermegauss(15)
     weights = weights / weights.sum()
-    b = np.sqrt(np.float64(variance))
-    other = np.log(max(vocab_size - 1, 1)) + variance / 2
-    logit = b * np.sqrt(d) * own[..., None] + b * np.sqrt(1 + own**2)[..., None] * nodes - other
-    probability = 0.5 * (1 + np.tanh(logit / 2))
-    return (probability @ weights).astype(np.float32), (probability**2 @ weights).astype(np.float32)
+    std = np.minimum(std, _SHARPEST)
+    grid, first, second = probability_of_logit(float(f"{np.mean(std**2, dtype=np.float64):.3g}"), vocab_size)
+    b, c = std[..., None].astype(np.float64), own[..., None].astype(np.float64)
+    logit = b * np.sqrt(d) * c + b * np.sqrt(1 + c**2) * nodes
+    each = (np.interp(logit, grid, moment, moment[0], 1.0) @ weights for moment in (first, second))
+    mean, square = (moment.astype(np.float32) for moment in each)
+    return mean, square
 
 
 def _with_diagonal(kernel: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from theory.softmax_overlap import softmax_overlap, softmax_spread
+from theory.softmax_overlap import probability_of_logit, softmax_overlap, softmax_spread
 
 variances = st.floats(1e-3, 20.0)
 sizes = st.integers(1, 200_000)
@@ -70,6 +70,20 @@ def test_the_spread_is_not_lost_to_rounding():
     """1 - E sum p^2 at a variance where float32 knows no number between this probability and 1."""
     small, large = softmax_spread(np.array([[100.0, 1e24]], np.float32), 40)[0]
     np.testing.assert_allclose(large, small * 1e-11, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("variance", "vocab_size"), [(0.04, 40), (1.0, 2), (36.0, 40), (900.0, 400)])
+def test_probability_of_a_word_whose_logit_is_known(variance, vocab_size):
+    """E[p] and E[p^2] against drawn logits of the others, from half their log-sum to a little above it."""
+    others = np.sqrt(variance) * np.random.default_rng(0).standard_normal((50_000, vocab_size - 1))
+    largest = others.max(axis=1)
+    total = largest + np.log(np.exp(others - largest[:, None]).sum(axis=1))
+    grid, first, second = probability_of_logit(variance, vocab_size)
+    for logit in (total.mean() / 2, total.mean(), total.mean() + 1):
+        p = 1 / (1 + np.exp(np.clip(total - logit, -700, 700)))
+        for moment, drawn in ((first, p), (second, p**2)):
+            error = 5 * drawn.std() / np.sqrt(len(p)) + 3e-3 * drawn.mean() + 1e-4
+            assert abs(np.interp(logit, grid, moment) - drawn.mean()) < error
 
 
 def test_extremes_stay_probabilities():

@@ -12,7 +12,7 @@ D, WORDS, DRAWS = 64, 40, 4000
 INPUTS, TARGETS = np.array([3, 7, 3, 9]), np.array([7, 3, 5, 9])  # a repeat, targets seen before, a target of its own
 
 
-def drawn(tied, own, logit_std, common=0.3):
+def drawn(tied, own, logit_std, common=0.3, length=1.0):
     """Mean kernels per coordinate of dL/dz and of what RMSNorm's projector leaves, square of the head's gradient, and
     how far dL/dz runs along z.
 
@@ -25,14 +25,14 @@ def drawn(tied, own, logit_std, common=0.3):
         table = rng.standard_normal((WORDS, D))
         rest = np.linalg.cholesky(covariance) @ rng.standard_normal((4, D))
         z = own * table[INPUTS] + np.sqrt(1 - own**2) * rest
-        z /= np.sqrt((z**2).mean(axis=1, keepdims=True))
+        z *= length / np.sqrt((z**2).mean(axis=1, keepdims=True))
         weights = (table if tied else rng.standard_normal((WORDS, D))) * logit_std / np.sqrt(D)
         logits = z @ weights.T
         error = np.exp(logits - logits.max(axis=1, keepdims=True))
         error /= error.sum(axis=1, keepdims=True)
         error[np.arange(4), TARGETS] -= 1
         gradient = error @ weights / 4
-        left = gradient - z * (z * gradient).sum(axis=1, keepdims=True) / D
+        left = gradient - z * (z * gradient).sum(axis=1, keepdims=True) / D / length**2
         kernel += gradient @ gradient.T / D / DRAWS
         projected += left @ left.T / D / DRAWS
         head += (((error.T @ z) / 4) ** 2).sum() / DRAWS
@@ -40,7 +40,7 @@ def drawn(tied, own, logit_std, common=0.3):
     return kernel, projected, head, along
 
 
-def predicted(tied, own, logit_std, common=0.3):
+def predicted(tied, own, logit_std, common=0.3, length=1.0):
     scheme = Initialization("test", default=logit_std / np.sqrt(D), std={}, source="test")
     arch = Architecture(
         num_layers=1, d_model=D, num_heads=1, vocab_size=WORDS, seq_len=4, tied=tied, norm="rms_norm",
@@ -50,8 +50,8 @@ def predicted(tied, own, logit_std, common=0.3):
     three = (x[None].astype(np.float32) for x in (same, agree, INPUTS[:, None] == TARGETS))
     batch = TokenBatch(1, *three, weight=np.ones((1, 1)))
     kernel = own**2 * same + (1 - own**2) * (common + (1 - common) * np.eye(4))
-    z = Stream(np.zeros((1, 4, 1), np.float32), kernel[None].astype(np.float32))
-    return upstream(arch, batch, z, np.full((1, 4), own, np.float32))
+    z = Stream(np.zeros((1, 4, 1), np.float32), (length**2 * kernel[None]).astype(np.float32))
+    return upstream(arch, batch, z, np.full((1, 4), length * own, np.float32))
 
 
 @pytest.mark.parametrize("logit_std", [0.2, 1.0])
@@ -64,6 +64,13 @@ def test_kernels_are_those_of_drawn_heads(tied, own, logit_std):
         np.testing.assert_allclose(np.diag(got) / largest, np.diag(expected) / largest, atol=0.08)
     np.testing.assert_allclose(above.projected[0] / largest, expected / largest, atol=0.08)
     assert np.all(above.mean > 0) and np.all(above.written >= 0)
+
+
+@pytest.mark.parametrize("own", [0.05, 0.3])
+def test_a_tied_head_on_tokens_that_no_norm_has_scaled(own):
+    """Longer tokens are as sharper heads: of length 6 under the same table, the gradients of logits of that size."""
+    found, expected = predicted(True, own, 1.0, length=6.0).kernel[0], drawn(True, own, 1.0, length=6.0)[0]
+    np.testing.assert_allclose(np.diag(found), np.diag(expected), rtol=0.15)
 
 
 @pytest.mark.parametrize("logit_std", [0.2, 1.0])
