@@ -49,28 +49,29 @@ def dual_activation(activation: Activation, covariance: np.ndarray) -> tuple[np.
 
 def growth_moment(activation: Activation, covariance: np.ndarray) -> np.ndarray:
     """E[u F'(u) F(u')] for the same Gaussians, float[..., T, T]; F itself where F(c u) = c F(u)."""
-    function, _ = dual_activation(activation, covariance)
     if activation == ACTIVATIONS["relu"]:
-        return function
+        return dual_activation(activation, covariance)[0]
     std = np.sqrt(np.einsum("...tt->...t", covariance))
     typical = _typical(std)
-    share = np.sqrt(_second_moment(activation, std, False) / _second_moment(activation, np.array(typical), False))
     correlation = np.clip(covariance / (std[..., :, None] * std[..., None, :]), -1, 1)
-    powers = np.polyval(_growth_series(activation, typical)[::-1].astype(correlation.dtype), correlation)
-    return powers * (share[..., :, None] * share[..., None, :]).astype(correlation.dtype)
+    share = np.sqrt(_second_moment(activation, std, False) / _second_moment(activation, np.array(typical), False))
+    return _sum(_growth_series(activation, typical), share, correlation)
+
+
+def concentration(activation: Activation, covariance: np.ndarray) -> tuple[float, float]:
+    """E[(F F')^2] / (E[F^2] E[F'^2]) and E[F^4] / E[F^2]^2 of the same Gaussians, at their root mean square."""
+    return _concentration(activation, _typical(np.sqrt(np.einsum("...tt->...t", covariance))))
 
 
 @lru_cache(maxsize=1024)
-def concentration(activation: Activation, std: float) -> tuple[float, float]:
-    """E[(F F')^2] / (E[F^2] E[F'^2]) and E[F^4] / E[F^2]^2 of a Gaussian of that standard deviation."""
+def _concentration(activation: Activation, std: float) -> tuple[float, float]:
     nodes, weights, _ = hermite_quadrature()
     function, slope = (_function(activation, derivative)(std * nodes) for derivative in (False, True))
     size = weights @ function**2
     if not size:
         return 1.0, 1.0
-    return float(weights @ (function * slope) ** 2 / size / (weights @ slope**2)), float(
-        weights @ function**4 / size**2
-    )
+    at_slope = weights @ (function * slope) ** 2 / size / (weights @ slope**2)
+    return float(at_slope), float(weights @ function**4 / size**2)
 
 
 def mean_activation(activation: Activation, covariance: np.ndarray) -> np.ndarray:
@@ -87,7 +88,12 @@ def _by_series(
     activation: Activation, derivative: bool, typical: float, std: np.ndarray, correlation: np.ndarray
 ) -> np.ndarray:
     coefficients = _series(activation, typical, derivative)
-    share = np.sqrt(_second_moment(activation, std, derivative) / coefficients.sum()).astype(correlation.dtype)
+    return _sum(coefficients, np.sqrt(_second_moment(activation, std, derivative) / coefficients.sum()), correlation)
+
+
+def _sum(coefficients: np.ndarray, share: np.ndarray, correlation: np.ndarray) -> np.ndarray:
+    """The series at these correlations, scaled to each token's own size."""
+    share = share.astype(correlation.dtype)
     powers = np.polyval(coefficients[::-1].astype(correlation.dtype), correlation)
     return powers * share[..., :, None] * share[..., None, :]
 

@@ -30,7 +30,7 @@ from theory.embedding import embedding
 from theory.gram import Draws
 from theory.long_sequence import FOLLOWED, extrapolate
 from theory.stream import Added, Norm, Stream, blocks, diagonal, embed, mean_share, outer, pair_sum, row_share, row_size
-from theory.sublayers import Sublayer, forward, sandwich
+from theory.sublayers import Arriving, Sublayer, forward, sandwich
 from theory.token_batch import TokenBatch, representative_pairs
 from theory.upstream import upstream
 
@@ -147,7 +147,7 @@ class _Addition:
     output, if there are. before, after: |x|^2 / d of every token, the sum's before its own norm, which is `post`.
     shares: of the sum's square, each part's. responses: of each part, mean product of its output and of what that grows
     by if the token grows; 0 where a norm hides the token's length. Where no last norm takes from the gradient what lies
-    along the stream, kernel: of the stream before; met: x_t . x'_u / d, and of each part y_t . x'_u / d, by sequence.
+    along the stream, kernel: of the stream before; kept: x_t . x'_u / d, met: of each part y_t . x'_u / d, by sequence.
     """
 
     layer: int
@@ -160,6 +160,7 @@ class _Addition:
     responses: tuple[np.ndarray, ...]
     post: Norm | None
     kernel: np.ndarray | None
+    kept: np.ndarray | None
     met: tuple[np.ndarray, ...]
 
 
@@ -241,14 +242,17 @@ def _add(
     grown = np.maximum(1 - shortcut**2 * before / after, 0)
     shares = tuple(grown * size / np.maximum(sum(sizes), np.finfo(np.float32).tiny) for size in sizes)
     post = total.norm(arch) if block(arch.block).post_norm else None
-    kernel, met = None if block(arch.block).last_norm else stream.kernel, tuple[np.ndarray, ...]()
-    if kernel is not None:
+    kernel, kept, met = None, None, list[np.ndarray]()
+    if not block(arch.block).last_norm:
         along = stream.rows * np.float32(shortcut) + sum(added.along for added in written) * np.float32(branch)
-        products = [each.along @ along.mT + each.beside @ each.beside.mT * np.float32(branch) for each in written]
-        met = tuple(blocks(kernel, len(batch.weight)) for kernel in (stream.rows @ along.mT, *products))
+        kernel, kept = stream.kernel, blocks(stream.rows @ along.mT, len(batch.weight))
+        for added in written:
+            product = added.along @ along.mT + added.beside @ added.beside.mT * np.float32(branch)
+            met.append(blocks(product, len(batch.weight)))
     addition = _Addition(
-        layer, shortcut, tuple(done), before, after, tuple(outputs), shares, tuple(responses), post, kernel, met
-    )
+        layer, shortcut, tuple(done), before, after, tuple(outputs), shares, tuple(responses), post, kernel, kept,
+        tuple(met),
+    )  # fmt: skip
     return total if post is None else post.tokens, addition
 
 
@@ -279,7 +283,7 @@ def _back(
     """Before the addition: the gradient's kernel, what of it lies along the token, its mean; and the matrices' squares.
 
     written: [n, S], variance the gradient has along all sub-layers' outputs together, for each unit of an output.
-    mean: see `Sublayer.backward`; None where a norm has taken it out.
+    mean: see `Arriving`; None where a norm has taken it out.
     """
     shortcut, branch, factor = arch.factors(addition.layer)
     if addition.post is not None:
@@ -290,20 +294,15 @@ def _back(
     returned = list[np.ndarray]()
     size = diagonal(gradient)
     extra = np.minimum(written * addition.after, arch.d_model * size) / size
-    met = addition.met[1:] or (None,) * len(addition.parts)
-    for (sublayer, pre, output), share, response, meeting in zip(
-        addition.parts, addition.shares, addition.responses, met, strict=True
+    means = [None] * len(addition.parts) if mean is None else _at_outputs(arch, addition, mean)
+    for (sublayer, pre, output), share, response, out in zip(
+        addition.parts, addition.shares, addition.responses, means, strict=True
     ):
         reaching = gradient * np.float32(branch**2)
         lost = (random - extra) * share
-        out = None if mean is None else mean * np.float32(branch**2)
         if output is not None:
             reaching, lost = reaching * output.jacobian(arch), np.ones_like(lost)
-            out = None if out is None else output.along_before(out)
-        elif mean is not None and out is not None and meeting is not None:
-            expected = sublayer.expected(arch, addition.layer) * np.float32(branch)
-            out = out * _realized(mean, meeting, blocks(expected, len(batch.weight)))
-        increment, into, own = sublayer.backward(arch, addition.layer, batch, reaching, lost, out, draws)
+        increment, into, own = sublayer.backward(arch, addition.layer, batch, Arriving(reaching, lost, out), draws)
         increment = increment * np.float32(factor**2)
         if pre is not None:
             increment = increment * pre.jacobian(arch)
@@ -317,15 +316,28 @@ def _back(
     both = random * ((shortcut**2 + response) ** 2 - shortcut**4) / ratio / arch.d_model / 2
     both = np.minimum(both, diagonal(before) / size / 4)  # of a width of a few coordinates
     before = before - gradient * pair_sum(both)
-    if mean is not None and addition.kernel is not None:
-        expected = blocks(addition.kernel, len(batch.weight)) * np.float32(shortcut)
-        alone = mean * np.float32(shortcut**2) * _realized(mean, addition.met[0], expected)
+    if mean is not None and addition.kernel is not None and addition.kept is not None:
+        expected = blocks(addition.kernel, mean.shape[2]) * np.float32(shortcut)
+        alone = mean * np.float32(shortcut**2) * _realized(mean, addition.kept, expected)
         whole = sum(returned, alone)
         crossed = sandwich(whole, addition.kernel) - sandwich(alone, addition.kernel)
         return before + crossed, _Along.of(True, arch, size), whole, squares
     growth = diagonal(before) / size
     radial = _radial_share(along.radial, ratio, growth, shortcut**2, response, felt / size)
     return before, _Along(radial, level / diagonal(before)), None, squares
+
+
+def _at_outputs(arch: Architecture, addition: _Addition, mean: np.ndarray) -> list[np.ndarray]:
+    """The mean gradient along each part's outputs, before a norm on them."""
+    _, branch, _ = arch.factors(addition.layer)
+    arriving, found = mean * np.float32(branch**2), []
+    for (sublayer, _, output), met in zip(addition.parts, addition.met, strict=True):
+        if output is not None:
+            found.append(output.along_before(arriving))
+            continue
+        expected = blocks(sublayer.expected(arch, addition.layer) * np.float32(branch), mean.shape[2])
+        found.append(arriving * _realized(mean, met, expected))
+    return found
 
 
 def _realized(mean: np.ndarray, met: np.ndarray, expected: np.ndarray) -> np.ndarray:

@@ -17,25 +17,29 @@ from theory.stream import Norm, Stream, blocks, diagonal, mean_share, outer
 from theory.token_batch import TokenBatch
 
 
+@dataclass(frozen=True)
+class Arriving:
+    """dL/d(output) of a sub-layer.
+
+    kernel: [n, S, S]. lost: [n, S], which share of its variance it lacks along the output itself, where the weights
+    that have made it are larger than elsewhere. mean: B [n, 1, sequences, T, T] where that of token t runs along the
+    outputs, sum_u B_tu y_u, with a random rest; None: it has no such mean.
+    """
+
+    kernel: np.ndarray
+    lost: np.ndarray
+    mean: np.ndarray | None
+
+
 class Sublayer(Protocol):
     """Either part of a block, in one layer of some networks."""
 
     def backward(
-        self,
-        arch: Architecture,
-        layer: int,
-        batch: TokenBatch,
-        gradient: np.ndarray,
-        lost: np.ndarray,
-        mean: np.ndarray | None,
-        draws: Draws,
+        self, arch: Architecture, layer: int, batch: TokenBatch, arriving: Arriving, draws: Draws
     ) -> tuple[np.ndarray, np.ndarray | None, dict[str, float]]:
-        """From the kernel of dL/d(output): that of dL/d(input), its mean, and the squares of the matrices' gradients.
+        """From dL/d(output): the kernel of dL/d(input), its mean along the inputs, the matrices' squared gradients.
 
-        lost: [n, S], which share of its variance dL/d(output) lacks along the output itself, where the weights that
-        have made it are larger than elsewhere. mean: B [n, 1, sequences, T, T] where dL/d(output) of token t runs along
-        the outputs, sum_u B_tu y_u, with a random rest; returned, along the inputs. The kernel returned is that of the
-        fluctuation about this mean, which is left to add.
+        The kernel returned is that of the fluctuation about this mean, which is left to add.
         """
         ...
 
@@ -92,20 +96,14 @@ class _FeedForward:
         return made, rows * np.float32(np.sqrt(arch.ff_width * down))
 
     def backward(
-        self,
-        arch: Architecture,
-        layer: int,
-        batch: TokenBatch,
-        gradient: np.ndarray,
-        lost: np.ndarray,
-        mean: np.ndarray | None,
-        draws: Draws,
+        self, arch: Architecture, layer: int, batch: TokenBatch, arriving: Arriving, draws: Draws
     ) -> tuple[np.ndarray, np.ndarray | None, dict[str, float]]:
+        gradient, mean = arriving.kernel, arriving.mean
         d, width, z = arch.d_model, arch.ff_width, self.tokens.kernel
         up, down, gate = (_variance(arch, f"feed_forward.{name}", layer) for name in ("up", "down", "gate"))
         hidden = self.hidden if self.inner is None else self.inner.tokens.kernel
         squares = {"feed_forward.down": d * width * batch.total(gradient * hidden)}
-        inner = gradient * np.float32(d * down) * _left(lost, width)
+        inner = gradient * np.float32(d * down) * _left(arriving.lost, width)
         if self.inner is not None:
             inner = inner * self.inner.jacobian(arch, width)
         if mean is not None:
@@ -114,13 +112,15 @@ class _FeedForward:
         if self.other is None:
             at_up = inner * self.slope
             if mean is not None:
-                at_up = at_up + sandwich(mean, self.hidden) * self.slope * self._concentration(arch, d * up)[0]
+                at_slope, _ = concentration(activation(arch.activation), z * np.float32(d * up))
+                at_up = at_up + sandwich(mean, self.hidden) * self.slope * at_slope
             squares["feed_forward.up"] = d * width * batch.total(at_up * z)
             along = None if mean is None else self._bent(arch, mean, d * up) * np.float32(width * up)
             return at_up * np.float32(width * up), along, squares
         at_up, at_gate = inner * self.function, inner * self.slope * self.other
         if mean is not None:
-            steady, (at_slope, at_function) = sandwich(mean, self.hidden), self._concentration(arch, d * gate)
+            steady = sandwich(mean, self.hidden)
+            at_slope, at_function = concentration(activation(arch.activation), z * np.float32(d * gate))
             at_up = at_up + steady * self.function * at_function
             at_gate = at_gate + steady * self.slope * self.other * (3 * at_slope)
         squares["feed_forward.up"] = d * width * batch.total(at_up * z)
@@ -131,11 +131,6 @@ class _FeedForward:
             bent = self._bent(arch, mean * blocks(self.other, mean.shape[2]), d * gate)
             along = along + bent * np.float32(width * gate)
         return at_up * np.float32(width * up) + at_gate * np.float32(width * gate), along, squares
-
-    def _concentration(self, arch: Architecture, variance: float) -> tuple[np.float32, np.float32]:
-        std = float(f"{np.sqrt(variance * diagonal(self.tokens.kernel).mean()):.3g}")
-        at_slope, at_function = concentration(activation(arch.activation), std)
-        return np.float32(at_slope), np.float32(at_function)
 
     def _bent(self, arch: Architecture, mean: np.ndarray, variance: float) -> np.ndarray:
         """Of F'(u_t) sum_s mean_ts F(u_s): coefficients of its mean along the u, by Stein's lemma."""
@@ -205,15 +200,9 @@ class _Attention:
         return _Attention(tokens, mixed, heads, group, inner), rows * np.float32(np.sqrt(scale))
 
     def backward(
-        self,
-        arch: Architecture,
-        layer: int,
-        batch: TokenBatch,
-        gradient: np.ndarray,
-        lost: np.ndarray,
-        mean: np.ndarray | None,
-        draws: Draws,
+        self, arch: Architecture, layer: int, batch: TokenBatch, arriving: Arriving, draws: Draws
     ) -> tuple[np.ndarray, np.ndarray | None, dict[str, float]]:
+        gradient, lost, mean = arriving.kernel, arriving.lost, arriving.mean
         d, z = arch.d_model, self.tokens.kernel
         query, key, value, output = (
             _variance(arch, f"attention.{name}", layer) for name in ("query", "key", "value", "output")

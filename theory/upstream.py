@@ -86,7 +86,7 @@ def _typical(kernel: np.ndarray, where: np.ndarray) -> np.ndarray:
 
 
 _SHARPEST = 50.0
-"""standard deviation of logits beyond which which of them is the largest says all"""
+"""standard deviation of logits above which all that counts is which one is the largest"""
 
 
 def _own_probability(own: np.ndarray, std: np.ndarray, vocab_size: int, d: int) -> tuple[np.ndarray, np.ndarray]:
@@ -100,9 +100,8 @@ def _own_probability(own: np.ndarray, std: np.ndarray, vocab_size: int, d: int) 
     grid, first, second = probability_of_logit(float(f"{np.mean(std**2, dtype=np.float64):.3g}"), vocab_size)
     b, c = std[..., None].astype(np.float64), own[..., None].astype(np.float64)
     logit = b * np.sqrt(d) * c + b * np.sqrt(1 + c**2) * nodes
-    each = (np.interp(logit, grid, moment, moment[0], 1.0) @ weights for moment in (first, second))
-    mean, square = (moment.astype(np.float32) for moment in each)
-    return mean, square
+    mean, square = (np.interp(logit, grid, moment, moment[0], 1.0) @ weights for moment in (first, second))
+    return mean.astype(np.float32), square.astype(np.float32)
 
 
 def _with_diagonal(kernel: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -78,9 +78,9 @@ def test_growth_moment_is_the_moments_growth(name, std, correlation):
 
 def test_concentration_of_powers():
     """F = u: E u^2 / E u^2 and E u^4 / (E u^2)^2; ReLU: E u_+^2 over half of it, and half of E u^4 over its square."""
-    np.testing.assert_allclose(concentration(ACTIVATIONS["identity"], 0.7), (1, 3), rtol=1e-6)
-    np.testing.assert_allclose(concentration(ACTIVATIONS["relu"], 0.7), (2, 6), rtol=0.02)
+    np.testing.assert_allclose(concentration(ACTIVATIONS["identity"], np.full((1, 1), 0.49)), (1, 3), rtol=1e-6)
+    np.testing.assert_allclose(concentration(ACTIVATIONS["relu"], np.full((1, 1), 0.49)), (2, 6), rtol=0.02)
 
 
 def test_a_function_that_is_zero_has_no_concentration():
-    assert concentration(Activation("nothing", sp.S.Zero, "a test"), 1.0) == (1, 1)
+    assert concentration(Activation("nothing", sp.S.Zero, "a test"), np.eye(2)) == (1, 1)

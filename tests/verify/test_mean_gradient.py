@@ -14,7 +14,7 @@ from theory.attention_scheme import ATTENTIONS
 from theory.block import Block
 from theory.gram import Draws
 from theory.stream import Stream
-from theory.sublayers import forward
+from theory.sublayers import Arriving, forward
 from theory.token_batch import TokenBatch
 
 D, T, DRAWS = 64, 4, 2000
@@ -49,7 +49,7 @@ def predicted(arch, part):
     sublayer, _ = forward(part, arch, 0, Stream(rows, rows @ rows.mT), batch, draws)
     gradient, lost = np.tile(np.eye(T, dtype=np.float32), (networks, 1, 1)), np.zeros((networks, T), np.float32)
     mean = np.tile(MEAN, (networks, 1, 1, 1, 1))
-    _, along, _ = sublayer.backward(arch, 0, batch, gradient, lost, mean, draws)
+    _, along, _ = sublayer.backward(arch, 0, batch, Arriving(gradient, lost, mean), draws)
     return along.mean(axis=0)[0, 0]
 
 
