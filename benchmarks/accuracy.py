@@ -9,10 +9,10 @@ measure chance. `--full` is the table of the README (about an hour on 2 cores); 
 
 `--grid N` draws N architectures from all registered values instead: every block, attention, activation, position code,
 initialisation and embedding equally often, in independent orders, at d_model 64 to 256, with fewer seeds for each
-(`--seconds`), and names the worst. `--from M` goes on at number M.
+(`--seconds`), and names the worst. `--cases` takes only some of them, by number.
 
     python benchmarks/accuracy.py [--full] [--out FILE.csv] [--measured FILE.csv]
-    python benchmarks/accuracy.py --grid 300 [--from M] [--seconds 10] [--out FILE.csv]
+    python benchmarks/accuracy.py --grid 300 [--cases M [M ...]] [--seconds 10] [--out FILE.csv]
 """
 
 import argparse
@@ -117,15 +117,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="CSV file for every place's row")
     parser.add_argument("--measured", type=Path, help="CSV file of an earlier run whose measurements are taken again")
     parser.add_argument("--grid", type=int, default=0, help="architectures drawn from all registered values")
-    parser.add_argument("--from", type=int, default=0, dest="first", help="number of the first one")
+    parser.add_argument("--cases", type=int, nargs="+", help="numbers of those to take; default: all")
     parser.add_argument("--seconds", type=float, default=300, help="most seconds of measuring an architecture")
     options = parser.parse_args()
     corpus = load_corpus("stdlib", 256)
     earlier = None if options.measured is None else pd.read_csv(options.measured)
     tables = []
     for number, (arch, on_text) in enumerate(grid(options.grid) if options.grid else cases(options.full)):
-        if number < options.first:
+        if options.cases is not None and number not in options.cases:
             continue
+        jax.clear_caches()  # a process can hold the programs of about 120 architectures
         start = time.perf_counter()
         tokens = corpus.batch(arch.seq_len, 8, seed=0, step=number) if on_text else None
         measured = (

@@ -29,7 +29,7 @@ from theory.block import PARTS, block
 from theory.embedding import embedding
 from theory.gram import Draws
 from theory.long_sequence import FOLLOWED, extrapolate
-from theory.stream import Added, Norm, Stream, blocks, diagonal, embed, mean_share, outer, pair_sum, row_share, row_size
+from theory.stream import Added, Norm, Stream, blocks, diagonal, embed, mean_share, outer, pair_sum, row_size
 from theory.sublayers import Arriving, Sublayer, forward, sandwich
 from theory.token_batch import TokenBatch, representative_pairs
 from theory.upstream import upstream
@@ -139,15 +139,20 @@ def _mean_squares(
     return {name: np.average([part[name] for part in drawn], axis=0, weights=sizes) for name in drawn[0]}
 
 
+_LEAST = np.sqrt(np.finfo(np.float32).tiny)
+"""stands for a gradient of zero, of a token that is sure of its target, beside the largest of all tokens, 1"""
+
+
 @dataclass(frozen=True)
 class _Addition:
     """One residual addition on the way forward, with what the way back needs.
 
     outputs: by part, |y|^2 / d summed over the batch's tokens. parts: each with its norm on the input and on the
     output, if there are. before, after: |x|^2 / d of every token, the sum's before its own norm, which is `post`.
-    shares: of the sum's square, each part's. responses: of each part, mean product of its output and of what that grows
-    by if the token grows; 0 where a norm hides the token's length. Where no last norm takes from the gradient what lies
-    along the stream, kernel: of the stream before; kept: x_t . x'_u / d, met: of each part y_t . x'_u / d, by sequence.
+    written: kernel of what was added, if the table is tied. shares: of the sum's square, each part's. responses: of
+    each part, mean product of its output and of what that grows by if the token grows; 0 where a norm hides the
+    token's length. Where no last norm takes from the gradient what lies along the stream, kernel: of the stream
+    before; kept: x_t . x'_u / d, met: of each part y_t . x'_u / d, by sequence.
     """
 
     layer: int
@@ -156,6 +161,7 @@ class _Addition:
     before: np.ndarray
     after: np.ndarray
     outputs: tuple[tuple[str, float], ...]
+    written: np.ndarray | None
     shares: tuple[np.ndarray, ...]
     responses: tuple[np.ndarray, ...]
     post: Norm | None
@@ -166,34 +172,32 @@ class _Addition:
 
 def _squares(arch: Architecture, batch: TokenBatch, draws: Draws) -> dict[str, np.ndarray]:
     """Every square that a Prediction has the root of, in the mean over one group of networks."""
-    stream = embed(arch, batch, draws)
+    stream, row = embed(arch, batch, draws)
     variances, additions = [stream.observed_variance(arch, batch)], list[_Addition]()
-    row = np.full_like(diagonal(stream.kernel), row_share(arch))
     for layer in range(arch.num_layers):
         for parts in block(arch.block).additions:
             stream, addition = _add(arch, layer, parts, stream, batch, draws)
             variances.append(stream.observed_variance(arch, batch))
             additions.append(addition)
-            row = row * np.float32(addition.shortcut)
-            row = row if addition.post is None else row / addition.post.divisor
+            if addition.written is not None:
+                row = row.times(addition.shortcut).plus(addition.written)
+                row = row if addition.post is None else row.over(addition.post.divisor)
     last = stream.norm(arch) if block(arch.block).final_norm else None
-    if last is not None:
-        row = row / last.divisor
     above = upstream(arch, batch, stream if last is None else last.tokens, row)
     normed = block(arch.block).last_norm
-    gradient, along, mean = above.projected if normed else above.kernel, _Along.of(not normed, arch, row), None
+    gradient, along, mean = above.projected if normed else above.kernel, _Along.of(not normed, arch, row.size), None
     if last is not None:
         gradient = gradient * outer(1 / last.divisor)
         norms = [batch.trace(gradient)]
     else:
         norms = [batch.trace(above.kernel)]
     if not normed:
-        mean = np.eye(arch.seq_len, dtype=np.float32) * above.mean.reshape(len(row), 1, -1, arch.seq_len, 1)
+        mean = np.eye(arch.seq_len, dtype=np.float32) * above.mean.reshape(len(above.mean), 1, -1, arch.seq_len, 1)
     squares = {kind: np.zeros(arch.num_layers) for kind in arch.matrices}
     for part in PARTS:
         outputs = [size for addition in additions for name, size in addition.outputs if name == part]
         squares[f"branch/{part}"] = np.array(outputs) / (batch.size * arch.seq_len)
-    written = np.zeros_like(row)
+    written = np.zeros_like(row.size)
     if last is not None:
         written = arch.d_model * above.written / last.divisor**4
     scale = 1.0
@@ -249,8 +253,9 @@ def _add(
         for added in written:
             product = added.along @ along.mT + added.beside @ added.beside.mT * np.float32(branch)
             met.append(blocks(product, len(batch.weight)))
+    own = np.float32(branch**2) * np.sum([added.kernel for added in written], axis=0) if arch.tied else None
     addition = _Addition(
-        layer, shortcut, tuple(done), before, after, tuple(outputs), shares, tuple(responses), post, kernel, kept,
+        layer, shortcut, tuple(done), before, after, tuple(outputs), own, shares, tuple(responses), post, kernel, kept,
         tuple(met),
     )  # fmt: skip
     return total if post is None else post.tokens, addition
@@ -292,7 +297,7 @@ def _back(
     before, squares = gradient * np.float32(shortcut**2), dict[str, float]()
     level, felt, random = diagonal(before) * along.mean, np.zeros_like(along.mean), 1 - along.radial
     returned = list[np.ndarray]()
-    size = diagonal(gradient)
+    size = np.maximum(diagonal(gradient), _LEAST)
     extra = np.minimum(written * addition.after, arch.d_model * size) / size
     means = [None] * len(addition.parts) if mean is None else _at_outputs(arch, addition, mean)
     for (sublayer, pre, output), share, response, out in zip(
@@ -313,8 +318,9 @@ def _back(
         felt = felt + np.where(response > 0, diagonal(increment), 0)
         squares |= own
     ratio, response = addition.after / addition.before, sum(addition.responses) / addition.before
+    growth = np.maximum(diagonal(before), _LEAST) / size
     both = random * ((shortcut**2 + response) ** 2 - shortcut**4) / ratio / arch.d_model / 2
-    both = np.minimum(both, diagonal(before) / size / 4)  # of a width of a few coordinates
+    both = np.minimum(both, growth / 4)  # of a width of a few coordinates
     before = before - gradient * pair_sum(both)
     if mean is not None and addition.kernel is not None and addition.kept is not None:
         expected = blocks(addition.kernel, mean.shape[2]) * np.float32(shortcut)
@@ -322,9 +328,9 @@ def _back(
         whole = sum(returned, alone)
         crossed = sandwich(whole, addition.kernel) - sandwich(alone, addition.kernel)
         return before + crossed, _Along.of(True, arch, size), whole, squares
-    growth = diagonal(before) / size
+    growth = np.maximum(diagonal(before), _LEAST) / size
     radial = _radial_share(along.radial, ratio, growth, shortcut**2, response, felt / size)
-    return before, _Along(radial, level / diagonal(before)), None, squares
+    return before, _Along(radial, level / (growth * size)), None, squares
 
 
 def _at_outputs(arch: Architecture, addition: _Addition, mean: np.ndarray) -> list[np.ndarray]:

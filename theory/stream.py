@@ -88,6 +88,10 @@ class Added:
         """Mean square of each token's coordinates, [n, S]."""
         return np.sum(self.along**2, axis=-1) + np.sum(self.beside**2, axis=-1)
 
+    @property
+    def kernel(self) -> np.ndarray:
+        return self.along @ self.along.mT + self.beside @ self.beside.mT
+
     def times(self, factor: float) -> "Added":
         return self if factor == 1 else Added(self.along * np.float32(factor), self.beside * np.float32(factor))
 
@@ -98,7 +102,7 @@ class Added:
             along = np.concatenate([np.zeros_like(along[..., :1]), along[..., 1:]], axis=-1)
         divisor = np.sqrt(Added(along, beside).size + np.float32(arch.norm_epsilon))
         along, beside = along / divisor[..., None], beside / divisor[..., None]
-        return Added(along, beside), Norm(Stream(along, along @ along.mT + beside @ beside.mT), divisor)
+        return Added(along, beside), Norm(Stream(along, Added(along, beside).kernel), divisor)
 
 
 @dataclass(frozen=True)
@@ -160,8 +164,32 @@ def mean_share(arch: Architecture, width: int) -> float:
     return 1 / width if arch.norm == "layer_norm" else 0.0
 
 
-def embed(arch: Architecture, batch: TokenBatch, draws: Draws) -> Stream:
-    """The stream at the first place."""
+@dataclass(frozen=True)
+class OwnRow:
+    """What of the tokens is their own rows of the embedding table.
+
+    size: [n, S], mean square of a coordinate of the row's part in the stream. beside: [n, S, S], kernel of all that is
+    in the stream beside the rows. length: [n, S], of the row in the table over what it is on average.
+    """
+
+    size: np.ndarray
+    beside: np.ndarray
+    length: np.ndarray
+
+    def times(self, factor: float) -> "OwnRow":
+        return OwnRow(self.size * np.float32(factor**2), self.beside * np.float32(factor**2), self.length)
+
+    def over(self, divisor: np.ndarray) -> "OwnRow":
+        """After a norm that divides by that, [n, S]."""
+        return OwnRow(self.size / divisor**2, self.beside * outer(1 / divisor), self.length)
+
+    def plus(self, kernel: np.ndarray) -> "OwnRow":
+        """After an addition of something of that kernel."""
+        return OwnRow(self.size, self.beside + kernel, self.length)
+
+
+def embed(arch: Architecture, batch: TokenBatch, draws: Draws) -> tuple[Stream, OwnRow]:
+    """The stream at the first place, and what of it is the tokens' rows."""
     d, (networks, tokens, _) = arch.d_model, batch.same_input.shape
     rows = np.zeros((networks, tokens, d if d <= 2 * tokens else 1 + tokens), np.float32)
     if arch.positions == "sinusoidal":
@@ -171,14 +199,17 @@ def embed(arch: Architecture, batch: TokenBatch, draws: Draws) -> Stream:
     stream = Stream(rows, rows @ rows.mT)
     size = np.float32(row_size(arch))
     added = Added.draw(draws, root(batch.same_input * size), arch, rows.shape[-1])
+    length = np.sqrt(added.size / size)
     if embedding(arch.embedding).layer_norm:
         added, _ = added.normed(arch)
+    row = OwnRow(added.size, stream.kernel, length)
     stream = stream.plus(added)
     if arch.positions == "learned":
         own = np.tile(np.eye(arch.seq_len, dtype=np.float32), (networks, len(batch.weight), len(batch.weight)))
         own *= np.float32(arch.std("position")[0] ** 2)
-        stream = stream.plus(Added.draw(draws, root(own), arch, rows.shape[-1]))
-    return stream
+        added = Added.draw(draws, root(own), arch, rows.shape[-1])
+        stream, row = stream.plus(added), row.plus(added.kernel)
+    return stream, row
 
 
 def row_size(arch: Architecture) -> float:

@@ -37,7 +37,7 @@ class TokenBatch:
     """Which tokens of a network's sequences agree, and for how many pairs of the batch's sequences each block stands.
 
     same_input, same_target, follows (the first one's input is the second one's target): [n, S, S]; between sequences of
-    random tokens, the probability that two agree.
+    random tokens, the probability that two agree, but for the inputs of a tied table if enough are seen to agree.
     weight: [sequences, sequences].
     """
 
@@ -51,17 +51,21 @@ class TokenBatch:
     def of(arch: Architecture, size: int, tokens: np.ndarray, random: bool) -> "TokenBatch":
         """A batch of that size from tokens [n, sequences, T + 1]; random: they stand for independent ones."""
         networks, sequences, _ = tokens.shape
-        same = []
-        inputs, targets = tokens[..., :-1], tokens[..., 1:]
-        for first, second in ((inputs, inputs), (targets, targets), (inputs, targets)):
-            agree = (first[:, :, :, None, None] == second[:, None, None]).astype(np.float32)
-            if random:
-                others = ~np.eye(sequences, dtype=bool)
-                agree = np.where(others[:, None, :, None], np.float32(1 / arch.vocab_size), agree)
-            same.append(agree.reshape(networks, sequences * arch.seq_len, -1))
+        inputs, targets = (part.reshape(networks, -1) for part in (tokens[..., :-1], tokens[..., 1:]))
+        same_input, same_target, follows = (
+            (first[:, :, None] == second[:, None, :]).astype(np.float32)
+            for first, second in ((inputs, inputs), (targets, targets), (inputs, targets))
+        )
+        if random:
+            apart = np.kron(1 - np.eye(sequences), np.ones((arch.seq_len, arch.seq_len))) > 0
+            chance, known = np.float32(1 / arch.vocab_size), np.einsum("nss->ns", follows)[:, None, :]
+            seen = arch.tied and arch.vocab_size < networks * arch.seq_len**2 / 2
+            follows = np.where(apart, np.where(same_input, known, chance) if seen else chance, follows)
+            same_input = np.where(apart & (not seen), chance, same_input)
+            same_target = np.where(apart, chance, same_target)
         weight = np.full((sequences, sequences), size * (size - 1) / max(sequences * (sequences - 1), 1))
         np.fill_diagonal(weight, size / sequences)
-        return TokenBatch(size, same[0], same[1], same[2], weight)
+        return TokenBatch(size, same_input, same_target, follows, weight)
 
     def total(self, kernel: np.ndarray) -> float:
         """Sum of a kernel over all pairs of the batch's tokens, in the mean over networks."""

@@ -16,7 +16,7 @@ from theory.block import block
 from theory.embedding import embedding
 from theory.gram import root
 from theory.softmax_overlap import probability_of_logit, softmax_overlap, softmax_spread
-from theory.stream import Stream, diagonal, free, outer, pair_sum
+from theory.stream import OwnRow, Stream, diagonal, free, outer
 from theory.token_batch import TokenBatch
 
 
@@ -38,8 +38,9 @@ class Upstream:
     table: float
 
 
-def upstream(arch: Architecture, batch: TokenBatch, z: Stream, own: np.ndarray) -> Upstream:
-    """Upstream gradient for tokens z as the head reads them; own: [n, S], c, the table row's amplitude in z."""
+def upstream(arch: Architecture, batch: TokenBatch, z: Stream, row: OwnRow) -> Upstream:
+    """Upstream gradient for tokens z as the head reads them; row: what of them is their rows of the table, up to the
+    tokens' lengths."""
     d, count, size = arch.d_model, np.float32(batch.size * arch.seq_len), arch.vocab_size
     gain = np.float32(arch.logit_scale**2 * arch.std("embedding" if arch.tied else "head")[0] ** 2)
     overlap = softmax_overlap(z.kernel * (gain * d), size)
@@ -49,16 +50,19 @@ def upstream(arch: Architecture, batch: TokenBatch, z: Stream, own: np.ndarray) 
     if not arch.tied:
         error = overlap - np.float32(2 / size) + batch.same_target
         kernel, projected = (error * gain + along) / count**2, error * gain * left / count**2
-        head, written = arch.logit_scale**2 * d * batch.total(error * z.kernel) / float(count) ** 2, np.zeros_like(own)
+        head, written = arch.logit_scale**2 * d * batch.total(error * z.kernel) / float(count) ** 2, np.zeros_like(mean)
         return Upstream(kernel, projected, mean / count, written, head, 0.0)
-    own = np.minimum(own, np.sqrt(diagonal(z.kernel)))  # a short token has not more of its row than it has
     same, follows = batch.same_input, batch.follows
     length = np.maximum(np.sqrt(diagonal(z.kernel)), np.finfo(np.float32).tiny)
-    first, second = _own_probability(own / length, np.sqrt(gain * d) * length, size, d)
+    whole = np.maximum(np.sqrt(row.size + diagonal(row.beside)), np.finfo(np.float32).tiny)
+    share, beside = np.sqrt(row.size) / whole, row.beside * outer(length / whole)
+    own = share * length
+    first, second = _own_probability(share, np.sqrt(gain * d) * length, row.length, size, d)
     rest = (1 - first) / np.float32(size)  # another word's probability
     known = diagonal(follows)  # the target is the token itself
     excess = first - known
-    both = same * _with_diagonal(outer(excess), second - 2 * known * first + known)
+    amount = _with_diagonal(outer(excess), second - 2 * known * first + known)
+    both = same * amount
     off = (1 - same) * excess[:, :, None] * (rest[:, None, :] - follows)
     others = _with_diagonal(outer(1 - first), 1 - 2 * first + second) * overlap
     target = first[:, :, None] * follows + rest[:, :, None] * (1 - follows)
@@ -67,8 +71,7 @@ def upstream(arch: Architecture, batch: TokenBatch, z: Stream, own: np.ndarray) 
     error = probabilities - target - target.mT + batch.same_target
     plain, lost = error - both - off - off.mT, own**2
     kept = off * (1 - lost[:, :, None])
-    projected = plain * left + kept + kept.mT + (1 - same) * outer(excess * own) * _typical(z.kernel, 1 - same)
-    factor = root(projected + both * (1 - pair_sum(lost) + outer(own) * z.kernel))
+    factor = root(plain * left + kept + kept.mT + amount * (same * outer(1 - lost) + outer(own) * beside))
     projected = factor @ factor.mT
     scale = gain / count**2
     written = diagonal(both) * lost * scale
@@ -76,30 +79,28 @@ def upstream(arch: Architecture, batch: TokenBatch, z: Stream, own: np.ndarray) 
     spread = z.kernel * outer(mean)
     at_words = same * first[:, :, None] + (1 - same) * rest[:, :, None] - follows.mT
     table = arch.logit_scale**2 * d * batch.total(error * z.kernel) / float(count) ** 2
-    table += _meeting(arch, batch, z, own, excess, both, at_words)
+    table += _meeting(arch, batch, outer(own) * same + beside, own, excess, both, at_words)
     return Upstream(error * scale + spread / count**2, projected * scale, mean / count, written, 0.0, table)
-
-
-def _typical(kernel: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Mean over the networks, where that is wanted: what two tokens agree in, without the chance agreement of rows."""
-    return (kernel * where).sum(axis=0, keepdims=True) / np.maximum(where.sum(axis=0, keepdims=True), np.float32(1))
 
 
 _SHARPEST = 50.0
 """standard deviation of logits above which all that counts is which one is the largest"""
 
 
-def _own_probability(own: np.ndarray, std: np.ndarray, vocab_size: int, d: int) -> tuple[np.ndarray, np.ndarray]:
+def _own_probability(
+    own: np.ndarray, std: np.ndarray, row: np.ndarray | float, vocab_size: int, d: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean and mean square of a token's probability of itself; own: its row's share c of z's length, std: b.
 
-    Its logit is b sqrt(d) c and fluctuates by the rest of z, b^2 (1 - c^2), and by the row's length, 2 b^2 c^2.
+    Its logit is b sqrt(d) c times the row's relative length, and fluctuates by the rest of z, b^2 (1 - c^2).
     """
     nodes, weights = hermegauss(15)
     weights = weights / weights.sum()
     std = np.minimum(std, _SHARPEST)
     grid, first, second = probability_of_logit(float(f"{np.mean(std**2, dtype=np.float64):.3g}"), vocab_size)
     b, c = std[..., None].astype(np.float64), own[..., None].astype(np.float64)
-    logit = b * np.sqrt(d) * c + b * np.sqrt(1 + c**2) * nodes
+    rest = np.sqrt(np.maximum(1 - c**2, 0))
+    logit = b * (np.sqrt(d) * c * np.broadcast_to(row, own.shape)[..., None] + rest * nodes)
     mean, square = (np.interp(logit, grid, moment, moment[0], 1.0) @ weights for moment in (first, second))
     return mean.astype(np.float32), square.astype(np.float32)
 
@@ -114,7 +115,7 @@ def _with_diagonal(kernel: np.ndarray, values: np.ndarray) -> np.ndarray:
 def _meeting(
     arch: Architecture,
     batch: TokenBatch,
-    z: Stream,
+    agreement: np.ndarray,
     own: np.ndarray,
     excess: np.ndarray,
     both: np.ndarray,
@@ -122,15 +123,15 @@ def _meeting(
 ) -> float:
     """What the table's two gradients have in common, twice; less what an embedding norm takes off the one from below.
 
-    errors: dL/d(logit) of token t for the word that t' is, [n, S, S].
+    agreement: z_t . z_t' / d. errors: dL/d(logit) of token t for the word that t' is, [n, S, S].
     """
     method = embedding(arch.embedding)
     share, count = arch.evaluate(method.gradient_share), float(batch.size * arch.seq_len)
     scale = arch.logit_scale**2 * arch.d_model / count**2
     row, lost = own[:, None, :], own**2
-    product = own[:, :, None] * batch.same_input - row * z.kernel
+    product = own[:, :, None] * batch.same_input - row * agreement
     taken = 0.0
     if method.layer_norm:
-        product = -row * (z.kernel - outer(own) * batch.same_input)
+        product = -row * (agreement - outer(own) * batch.same_input)
         taken = share**2 * batch.total(both * outer(own * (1 - lost)))
     return scale * (2 * share * batch.total(errors * (excess * own)[:, None, :] * product) - taken)

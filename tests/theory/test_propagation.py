@@ -134,7 +134,7 @@ def test_attention_without_logits_averages_values_of_their_own_width(d_model, kv
 def test_rows_of_a_normalised_embedding_have_no_mean_and_unit_length(d_model):
     arch = Architecture(num_layers=1, d_model=d_model, seq_len=4, embedding="layer_norm", norm_epsilon=0.0)
     batch = TokenBatch.of(arch, 2, np.arange(20).reshape(2, 2, 5), random=True)
-    stream = embed(arch, batch, Draws.of(np.random.SeedSequence(0)))
+    stream, _ = embed(arch, batch, Draws.of(np.random.SeedSequence(0)))
     np.testing.assert_array_equal(stream.rows[..., 0], 0)
     np.testing.assert_allclose(np.einsum("nss->ns", stream.kernel), 1, rtol=1e-5)
 

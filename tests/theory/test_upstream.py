@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from theory import Architecture, Initialization
-from theory.stream import Stream
+from theory.stream import OwnRow, Stream
 from theory.token_batch import TokenBatch
 from theory.upstream import upstream
 
@@ -49,9 +49,11 @@ def predicted(tied, own, logit_std, common=0.3, length=1.0):
     same, agree = INPUTS[:, None] == INPUTS, TARGETS[:, None] == TARGETS
     three = (x[None].astype(np.float32) for x in (same, agree, INPUTS[:, None] == TARGETS))
     batch = TokenBatch(1, *three, weight=np.ones((1, 1)))
-    kernel = own**2 * same + (1 - own**2) * (common + (1 - common) * np.eye(4))
+    beside = (1 - own**2) * (common + (1 - common) * np.eye(4))
+    kernel = own**2 * same + beside
+    row = OwnRow(np.full((1, 4), own**2, np.float32), beside[None].astype(np.float32), np.ones((1, 4), np.float32))
     z = Stream(np.zeros((1, 4, 1), np.float32), (length**2 * kernel[None]).astype(np.float32))
-    return upstream(arch, batch, z, np.full((1, 4), length * own, np.float32))
+    return upstream(arch, batch, z, row)
 
 
 @pytest.mark.parametrize("logit_std", [0.2, 1.0])

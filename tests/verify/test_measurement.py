@@ -170,6 +170,23 @@ def test_tied_tables_are_predicted(arch):
     _agree(arch, None, seeds=24, limits=(0.06, 0.12, 0.15), deviations=3)
 
 
+def test_a_tied_row_that_is_nearly_the_whole_stream_is_predicted():
+    """Of a token that is sure of itself, what the norm leaves of its own row is what the sub-layers have written, not
+    the row's chance length; and tokens of other sequences that are the same word count together, 5 for each here."""
+    arch = Architecture(
+        num_layers=2, d_model=64, num_heads=2, vocab_size=60, seq_len=16, tied=True, embedding="unit",
+        initialization="gpt2", norm="rms_norm",
+    )  # fmt: skip
+    predicted, measured = predict(arch, batch_size=20), measure(arch, batch_size=20, seeds=16)
+    np.testing.assert_allclose(
+        predicted.gradient_norm, np.sqrt(np.square(measured.gradient_norm).mean(axis=0)), rtol=0.01
+    )
+    for kind in ("embedding", "feed_forward.down", "feed_forward.up"):
+        draws = measured.parameter_gradient_norm[kind]
+        root_mean_square = np.sqrt(np.square(draws).mean(axis=0))
+        np.testing.assert_allclose(predicted.parameter_gradient_norm[kind], root_mean_square, rtol=0.03)
+
+
 @pytest.mark.parametrize("arch", _COVERING, ids=lambda arch: arch.block)
 def test_every_arrangement_is_predicted(arch):
     """6 % for stds and gradient norms, 12 % for a matrix's gradient, 15 % for query and key, and 3 standard errors."""
