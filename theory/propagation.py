@@ -29,8 +29,8 @@ from theory.block import PARTS, block
 from theory.embedding import embedding
 from theory.gram import Draws
 from theory.long_sequence import FOLLOWED, extrapolate
-from theory.stream import Added, Norm, Stream, blocks, diagonal, embed, mean_share, outer, pair_sum, row_size
-from theory.sublayers import Arriving, Sublayer, forward, sandwich
+from theory.stream import Added, Norm, OwnRow, Stream, blocks, diagonal, embed, mean_share, outer, pair_sum, row_size
+from theory.sublayers import Arriving, Sublayer, beside, forward, sandwich
 from theory.token_batch import TokenBatch, representative_pairs
 from theory.upstream import upstream
 
@@ -149,10 +149,10 @@ class _Addition:
 
     outputs: by part, |y|^2 / d summed over the batch's tokens. parts: each with its norm on the input and on the
     output, if there are. before, after: |x|^2 / d of every token, the sum's before its own norm, which is `post`.
-    written: kernel of what was added, if the table is tied. shares: of the sum's square, each part's. responses: of
-    each part, mean product of its output and of what that grows by if the token grows; 0 where a norm hides the
-    token's length. Where no last norm takes from the gradient what lies along the stream, kernel: of the stream
-    before; kept: x_t . x'_u / d, met: of each part y_t . x'_u / d, by sequence.
+    shares: of the sum's square, each part's. responses: of each part, mean product of its output and of what that grows
+    by if the token grows; 0 where a norm hides the token's length. Where the gradient has a mean, kernel: of the stream
+    before; row: amplitude of each token's row in it. Where no last norm takes from the gradient what lies along the
+    stream, kept: x_t . x'_u / d, met: of each part y_t . x'_u / d, by sequence.
     """
 
     layer: int
@@ -161,11 +161,11 @@ class _Addition:
     before: np.ndarray
     after: np.ndarray
     outputs: tuple[tuple[str, float], ...]
-    written: np.ndarray | None
     shares: tuple[np.ndarray, ...]
     responses: tuple[np.ndarray, ...]
     post: Norm | None
     kernel: np.ndarray | None
+    row: np.ndarray
     kept: np.ndarray | None
     met: tuple[np.ndarray, ...]
 
@@ -176,38 +176,34 @@ def _squares(arch: Architecture, batch: TokenBatch, draws: Draws) -> dict[str, n
     variances, additions = [stream.observed_variance(arch, batch)], list[_Addition]()
     for layer in range(arch.num_layers):
         for parts in block(arch.block).additions:
-            stream, addition = _add(arch, layer, parts, stream, batch, draws)
+            stream, row, addition = _add(arch, layer, parts, stream, row, batch, draws)
             variances.append(stream.observed_variance(arch, batch))
             additions.append(addition)
-            if addition.written is not None:
-                row = row.times(addition.shortcut).plus(addition.written)
-                row = row if addition.post is None else row.over(addition.post.divisor)
     last = stream.norm(arch) if block(arch.block).final_norm else None
     above = upstream(arch, batch, stream if last is None else last.tokens, row)
     normed = block(arch.block).last_norm
-    gradient, along, mean = above.projected if normed else above.kernel, _Along.of(not normed, arch, row.size), None
+    gradient, along = above.projected if normed else above.kernel, _Along.of(not normed, arch, row.size)
+    divisor = 1 if last is None else last.divisor
     if last is not None:
         gradient = gradient * outer(1 / last.divisor)
         norms = [batch.trace(gradient)]
     else:
         norms = [batch.trace(above.kernel)]
-    if not normed:
-        mean = np.eye(arch.seq_len, dtype=np.float32) * above.mean.reshape(len(above.mean), 1, -1, arch.seq_len, 1)
+    mean = None
+    if arch.tied or not normed:
+        tokens = (above.mean / divisor**2).reshape(len(above.mean), 1, -1, arch.seq_len, 1)
+        mean = _Mean(np.eye(arch.seq_len, dtype=np.float32) * tokens, above.rows / divisor)
     squares = {kind: np.zeros(arch.num_layers) for kind in arch.matrices}
     for part in PARTS:
         outputs = [size for addition in additions for name, size in addition.outputs if name == part]
         squares[f"branch/{part}"] = np.array(outputs) / (batch.size * arch.seq_len)
-    written = np.zeros_like(row.size)
-    if last is not None:
-        written = arch.d_model * above.written / last.divisor**4
     scale = 1.0
     while additions:
         addition = additions.pop()
         size = float(diagonal(gradient).max())  # float32 would not hold what explodes twice over
-        gradient, written, scale = gradient / np.float32(size), written / np.float32(size), scale * size
-        mean = None if mean is None else mean / np.float32(np.sqrt(size))
-        gradient, along, mean, own = _back(arch, addition, batch, gradient, along, written, mean, draws)
-        written = written * np.float32(addition.shortcut**4)
+        gradient, scale = gradient / np.float32(size), scale * size
+        mean = None if mean is None else mean.times(size**-0.5)
+        gradient, along, mean, own = _back(arch, addition, batch, gradient, along, mean, draws)
         for kind, square in own.items():
             squares[kind][addition.layer] = square * scale
         norms.append(batch.trace(gradient) * scale)
@@ -222,8 +218,14 @@ def _squares(arch: Architecture, batch: TokenBatch, draws: Draws) -> dict[str, n
 
 
 def _add(
-    arch: Architecture, layer: int, parts: tuple[str, ...], stream: Stream, batch: TokenBatch, draws: Draws
-) -> tuple[Stream, _Addition]:
+    arch: Architecture,
+    layer: int,
+    parts: tuple[str, ...],
+    stream: Stream,
+    row: OwnRow,
+    batch: TokenBatch,
+    draws: Draws,
+) -> tuple[Stream, OwnRow, _Addition]:
     shortcut, branch, factor = arch.factors(layer)
     norm = stream.norm(arch) if any(arch.normed("pre", part) for part in parts) else None
     total, done, sizes, responses, outputs, written = stream.times(shortcut), [], [], [], [], []
@@ -247,18 +249,24 @@ def _add(
     shares = tuple(grown * size / np.maximum(sum(sizes), np.finfo(np.float32).tiny) for size in sizes)
     post = total.norm(arch) if block(arch.block).post_norm else None
     kernel, kept, met = None, None, list[np.ndarray]()
+    before_row = np.sqrt(row.size)
+    if arch.tied:
+        kernel = stream.kernel
+        row = row.times(shortcut)
+        for added in written:
+            row = row.plus(added.times(branch).kernel)
+        row = row if post is None else row.over(post.divisor)
     if not block(arch.block).last_norm:
         along = stream.rows * np.float32(shortcut) + sum(added.along for added in written) * np.float32(branch)
         kernel, kept = stream.kernel, blocks(stream.rows @ along.mT, len(batch.weight))
         for added in written:
             product = added.along @ along.mT + added.beside @ added.beside.mT * np.float32(branch)
             met.append(blocks(product, len(batch.weight)))
-    own = np.float32(branch**2) * np.sum([added.kernel for added in written], axis=0) if arch.tied else None
     addition = _Addition(
-        layer, shortcut, tuple(done), before, after, tuple(outputs), own, shares, tuple(responses), post, kernel, kept,
-        tuple(met),
+        layer, shortcut, tuple(done), before, after, tuple(outputs), shares, tuple(responses), post, kernel,
+        before_row, kept, tuple(met),
     )  # fmt: skip
-    return total if post is None else post.tokens, addition
+    return total if post is None else post.tokens, row, addition
 
 
 @dataclass(frozen=True)
@@ -275,36 +283,54 @@ class _Along:
         return _Along(np.full_like(like, random), np.full_like(like, has_mean))
 
 
+@dataclass(frozen=True)
+class _Mean:
+    """Of dL/dx_t what runs along tokens and rows of the table, sum_u tokens_tu x_u + rows_t r_t, beside a random rest.
+
+    tokens: [n, 1, sequences, T, T]. rows: [n, S], r_t the token's own row over its mean length; 0 of untied tables.
+    """
+
+    tokens: np.ndarray
+    rows: np.ndarray
+
+    def times(self, factor: float) -> "_Mean":
+        return _Mean(self.tokens * np.float32(factor), self.rows * np.float32(factor))
+
+    def before(self, norm: Norm, row: np.ndarray) -> "_Mean":
+        """Before a norm; row: amplitude of each token's row after it, [n, S]."""
+        radial = (self.rows * row / norm.divisor**2).reshape(len(row), 1, self.tokens.shape[2], -1, 1)
+        along = norm.along_before(self.tokens) - np.eye(self.tokens.shape[-1], dtype=np.float32) * radial
+        return _Mean(along, self.rows / norm.divisor)
+
+
 def _back(
     arch: Architecture,
     addition: _Addition,
     batch: TokenBatch,
     gradient: np.ndarray,
     along: _Along,
-    written: np.ndarray,
-    mean: np.ndarray | None,
+    mean: _Mean | None,
     draws: Draws,
-) -> tuple[np.ndarray, _Along, np.ndarray | None, dict[str, float]]:
+) -> tuple[np.ndarray, _Along, _Mean | None, dict[str, float]]:
     """Before the addition: the gradient's kernel, what of it lies along the token, its mean; and the matrices' squares.
 
-    written: [n, S], variance the gradient has along all sub-layers' outputs together, for each unit of an output.
-    mean: see `Arriving`; None where a norm has taken it out.
+    mean: None where a norm has taken it out and no tied table puts it back.
     """
     shortcut, branch, factor = arch.factors(addition.layer)
     if addition.post is not None:
         gradient = gradient * addition.post.jacobian(arch, radial=along.radial, mean=along.mean)
         along = _Along.of(False, arch, addition.before)
+        if mean is not None:
+            mean = mean.before(addition.post, addition.row * np.float32(shortcut) / addition.post.divisor)
     before, squares = gradient * np.float32(shortcut**2), dict[str, float]()
     level, felt, random = diagonal(before) * along.mean, np.zeros_like(along.mean), 1 - along.radial
     returned = list[np.ndarray]()
-    size = np.maximum(diagonal(gradient), _LEAST)
-    extra = np.minimum(written * addition.after, arch.d_model * size) / size
-    means = [None] * len(addition.parts) if mean is None else _at_outputs(arch, addition, mean)
+    means = [None] * len(addition.parts) if mean is None else _at_outputs(arch, addition, mean.tokens)
     for (sublayer, pre, output), share, response, out in zip(
         addition.parts, addition.shares, addition.responses, means, strict=True
     ):
         reaching = gradient * np.float32(branch**2)
-        lost = (random - extra) * share
+        lost = random * share
         if output is not None:
             reaching, lost = reaching * output.jacobian(arch), np.ones_like(lost)
         increment, into, own = sublayer.backward(arch, addition.layer, batch, Arriving(reaching, lost, out), draws)
@@ -317,32 +343,49 @@ def _back(
         level = level + diagonal(increment) * _Along.of(pre is None, arch, level).mean
         felt = felt + np.where(response > 0, diagonal(increment), 0)
         squares |= own
+    size = np.maximum(diagonal(gradient), _LEAST)
     ratio, response = addition.after / addition.before, sum(addition.responses) / addition.before
     growth = np.maximum(diagonal(before), _LEAST) / size
     both = random * ((shortcut**2 + response) ** 2 - shortcut**4) / ratio / arch.d_model / 2
     both = np.minimum(both, growth / 4)  # of a width of a few coordinates
     before = before - gradient * pair_sum(both)
-    if mean is not None and addition.kernel is not None and addition.kept is not None:
-        expected = blocks(addition.kernel, mean.shape[2]) * np.float32(shortcut)
-        alone = mean * np.float32(shortcut**2) * _realized(mean, addition.kept, expected)
-        whole = sum(returned, alone)
-        crossed = sandwich(whole, addition.kernel) - sandwich(alone, addition.kernel)
-        return before + crossed, _Along.of(True, arch, size), whole, squares
+    if mean is not None:
+        crossed, mean = _with_means(mean, returned, addition, shortcut, batch)
+        before = before + crossed
+    if not block(arch.block).last_norm:
+        return before, _Along.of(True, arch, size), mean, squares
     growth = np.maximum(diagonal(before), _LEAST) / size
     radial = _radial_share(along.radial, ratio, growth, shortcut**2, response, felt / size)
-    return before, _Along(radial, level / (growth * size)), None, squares
+    return before, _Along(radial, level / (growth * size)), mean, squares
+
+
+def _with_means(
+    mean: _Mean, returned: list[np.ndarray], addition: _Addition, shortcut: float, batch: TokenBatch
+) -> tuple[np.ndarray, _Mean]:
+    """What the means that the parts return add to the gradient's kernel, and the mean before the addition."""
+    alone, kernel = mean.tokens * np.float32(shortcut**2), addition.kernel
+    assert kernel is not None
+    if addition.kept is not None:
+        expected = blocks(kernel, mean.tokens.shape[2]) * np.float32(shortcut)
+        alone = alone * _realized(mean.tokens, addition.kept, expected)
+    parts, rows = np.sum(returned, axis=0), mean.rows * np.float32(shortcut)
+    crossed = sandwich(alone + parts, kernel) - sandwich(alone, kernel)
+    with_rows = beside(parts, (addition.row[:, :, None] * batch.same_input) * rows[:, None, :])
+    return crossed + with_rows + with_rows.mT, _Mean(alone + parts, rows)
 
 
 def _at_outputs(arch: Architecture, addition: _Addition, mean: np.ndarray) -> list[np.ndarray]:
     """The mean gradient along each part's outputs, before a norm on them."""
     _, branch, _ = arch.factors(addition.layer)
     arriving, found = mean * np.float32(branch**2), []
-    for (sublayer, _, output), met in zip(addition.parts, addition.met, strict=True):
+    for number, (sublayer, _, output) in enumerate(addition.parts):
         if output is not None:
             found.append(output.along_before(arriving))
-            continue
-        expected = blocks(sublayer.expected(arch, addition.layer) * np.float32(branch), mean.shape[2])
-        found.append(arriving * _realized(mean, met, expected))
+        elif addition.met:
+            expected = blocks(sublayer.expected(arch, addition.layer) * np.float32(branch), mean.shape[2])
+            found.append(arriving * _realized(mean, addition.met[number], expected))
+        else:
+            found.append(arriving)
     return found
 
 

@@ -202,7 +202,8 @@ def embed(arch: Architecture, batch: TokenBatch, draws: Draws) -> tuple[Stream, 
     length = np.sqrt(added.size / size)
     if embedding(arch.embedding).layer_norm:
         added, _ = added.normed(arch)
-    row = OwnRow(added.size, stream.kernel, length)
+    kept = rows[..., 1:] if arch.norm == "layer_norm" else rows  # a position code has a mean, which LayerNorm takes out
+    row = OwnRow(added.size, kept @ kept.mT, length)
     stream = stream.plus(added)
     if arch.positions == "learned":
         own = np.tile(np.eye(arch.seq_len, dtype=np.float32), (networks, len(batch.weight), len(batch.weight)))

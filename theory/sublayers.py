@@ -277,6 +277,13 @@ def _value_kernel(heads: Heads) -> np.ndarray:
     return values @ values.mT
 
 
+def beside(matrices: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """M K of a kernel [n, S, S] and a block-diagonal M [n, 1, sequences, T, T]."""
+    n, _, sequences, seq_len, _ = matrices.shape
+    rows = kernel.reshape(n, sequences, seq_len, -1)
+    return (matrices[:, 0] @ rows).reshape(kernel.shape)
+
+
 def sandwich(matrices: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     """M K M^T of a kernel [n, S, S], or one a head [n, heads, S, S], in the mean over heads.
 

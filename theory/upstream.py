@@ -24,16 +24,16 @@ from theory.token_batch import TokenBatch
 class Upstream:
     """Gradient of what the head reads, z, and of the head. Kernels [n, S, S], shares [n, S].
 
-    kernel: of dL/dz as it is. projected: of what a norm before z leaves of it, divisor aside. mean: b_t of
-    dL/dz_t = b_t z_t plus a random rest. written: variance of the projected gradient along what the sub-layers
-    have written into z, over that one's share of z's variance; 0 for an untied head. head: square of the head's
-    gradient norm. table: what a tied head adds to the square of the table's.
+    kernel: of dL/dz as it is. projected: of what a norm before z leaves of it, divisor aside. mean, rows: b_t and p_t
+    of dL/dz_t = b_t z_t + p_t r_t plus a random rest, r_t the token's row of the table over its mean length; of the
+    projected one if there is a norm. head: square of the head's gradient norm. table: what a tied head adds to the
+    square of the table's.
     """
 
     kernel: np.ndarray
     projected: np.ndarray
     mean: np.ndarray
-    written: np.ndarray
+    rows: np.ndarray
     head: float
     table: float
 
@@ -45,13 +45,15 @@ def upstream(arch: Architecture, batch: TokenBatch, z: Stream, row: OwnRow) -> U
     gain = np.float32(arch.logit_scale**2 * arch.std("embedding" if arch.tied else "head")[0] ** 2)
     overlap = softmax_overlap(z.kernel * (gain * d), size)
     mean = gain * softmax_spread(diagonal(z.kernel) * (gain * d), size)
-    along = z.kernel * outer(mean)
-    left = free(z.kernel, arch, d) if block(arch.block).last_norm else np.ones_like(z.kernel)
+    normed = block(arch.block).last_norm
+    left = free(z.kernel, arch, d) if normed else np.ones_like(z.kernel)
     if not arch.tied:
         error = overlap - np.float32(2 / size) + batch.same_target
-        kernel, projected = (error * gain + along) / count**2, error * gain * left / count**2
-        head, written = arch.logit_scale**2 * d * batch.total(error * z.kernel) / float(count) ** 2, np.zeros_like(mean)
-        return Upstream(kernel, projected, mean / count, written, head, 0.0)
+        spread = z.kernel * outer(mean)
+        kernel, projected = (error * gain + spread) / count**2, error * gain * left / count**2
+        head = arch.logit_scale**2 * d * batch.total(error * z.kernel) / float(count) ** 2
+        mean = np.zeros_like(mean) if normed else mean / count
+        return Upstream(kernel, projected, mean, np.zeros_like(mean), head, 0.0)
     same, follows = batch.same_input, batch.follows
     length = np.maximum(np.sqrt(diagonal(z.kernel)), np.finfo(np.float32).tiny)
     whole = np.maximum(np.sqrt(row.size + diagonal(row.beside)), np.finfo(np.float32).tiny)
@@ -74,13 +76,13 @@ def upstream(arch: Architecture, batch: TokenBatch, z: Stream, row: OwnRow) -> U
     factor = root(plain * left + kept + kept.mT + amount * (same * outer(1 - lost) + outer(own) * beside))
     projected = factor @ factor.mT
     scale = gain / count**2
-    written = diagonal(both) * lost * scale
-    mean = mean * (1 - first)
+    mean, rows = mean * (1 - first), excess * np.sqrt(gain)
     spread = z.kernel * outer(mean)
     at_words = same * first[:, :, None] + (1 - same) * rest[:, :, None] - follows.mT
     table = arch.logit_scale**2 * d * batch.total(error * z.kernel) / float(count) ** 2
     table += _meeting(arch, batch, outer(own) * same + beside, own, excess, both, at_words)
-    return Upstream(error * scale + spread / count**2, projected * scale, mean / count, written, 0.0, table)
+    along = -own * rows if normed else mean
+    return Upstream(error * scale + spread / count**2, projected * scale, along / count, rows / count, 0.0, table)
 
 
 _SHARPEST = 50.0
