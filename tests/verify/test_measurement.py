@@ -127,10 +127,11 @@ _TIED = [
     for fields in (
         {"initialization": "gpt2", "embedding": "vanilla", "positions": "learned", "bias": True},
         {"initialization": "palm", "embedding": "vanilla", "block": "parallel", "activation": "swiglu",
-         "logit_scale": 128**-0.5},
+         "logit_scale": 128**-0.5, "num_kv_heads": 1},
         {"initialization": "megatron", "embedding": "scaled"},
         {"initialization": "xavier", "embedding": "layer_norm"},
         {"initialization": "lecun", "embedding": "scaled", "block": "post_ln"},
+        {"initialization": "deepnorm", "embedding": "detach", "block": "ln_scaling", "vocab_size": 128},
     )
 ]  # fmt: skip
 
@@ -167,7 +168,8 @@ def test_a_narrow_stack_that_explodes_is_predicted():
 
 @pytest.mark.parametrize("arch", _TIED, ids=lambda arch: f"{arch.initialization}-{arch.embedding}")
 def test_tied_tables_are_predicted(arch):
-    _agree(arch, None, seeds=24, limits=(0.06, 0.12, 0.15), deviations=3)
+    """The gradient of a token that is sure of itself runs along what the sub-layers have written, in all of them."""
+    _agree(arch, None, seeds=24, limits=(0.02, 0.06, 0.08), deviations=3)
 
 
 def test_a_tied_row_that_is_nearly_the_whole_stream_is_predicted():
