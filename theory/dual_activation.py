@@ -15,6 +15,7 @@ from theory.activation import ACTIVATIONS, Activation
 
 _TERMS = 64
 _TAIL = 1e-9
+_ALIKE = 1.1
 
 
 @lru_cache(maxsize=1)
@@ -31,9 +32,9 @@ def hermite_quadrature() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def dual_activation(activation: Activation, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(E[F(u) F(u')], E[F'(u) F'(u')]) for Gaussians u of mean zero with that covariance: float[..., T, T].
 
-    Of the covariance's dtype. The variances may differ a little from token to token (a norm's epsilon sees to that):
-    the series is taken at their root mean square, to three digits, and scaled to each token's own second moment, so
-    that the diagonal is exact.
+    Of the covariance's dtype. Where the standard deviations differ by less than a tenth, the series is taken at their
+    root mean square, to three digits, and scaled to each token's own second moment, so that the diagonal is exact;
+    else each token has coefficients of its own.
     """
     std = np.sqrt(np.einsum("...tt->...t", covariance))
     sizes = std[..., :, None] * std[..., None, :]
@@ -41,6 +42,9 @@ def dual_activation(activation: Activation, covariance: np.ndarray) -> tuple[np.
     if activation == ACTIVATIONS["relu"]:
         same_sign = (np.pi - np.arccos(correlation)) / (2 * np.pi)
         return sizes * (np.sqrt(1 - correlation**2) / (2 * np.pi) + correlation * same_sign), same_sign
+    if std.max() > _ALIKE * std.min():
+        function, slope = (_coefficients(activation, kind, std) for kind in ("function", "slope"))
+        return _product(function, function, correlation), _product(slope, slope, correlation)
     typical = _typical(std)
     return _by_series(activation, False, typical, std, correlation), _by_series(
         activation, True, typical, std, correlation
@@ -52,8 +56,11 @@ def growth_moment(activation: Activation, covariance: np.ndarray) -> np.ndarray:
     if activation == ACTIVATIONS["relu"]:
         return dual_activation(activation, covariance)[0]
     std = np.sqrt(np.einsum("...tt->...t", covariance))
-    typical = _typical(std)
     correlation = np.clip(covariance / (std[..., :, None] * std[..., None, :]), -1, 1)
+    if std.max() > _ALIKE * std.min():
+        growth, function = (_coefficients(activation, kind, std) for kind in ("growth", "function"))
+        return _product(growth[..., :_TERMS], function[..., :_TERMS], correlation)
+    typical = _typical(std)
     share = np.sqrt(_second_moment(activation, std, False) / _second_moment(activation, np.array(typical), False))
     return _sum(_growth_series(activation, typical), share, correlation)
 
@@ -89,6 +96,44 @@ def _by_series(
 ) -> np.ndarray:
     coefficients = _series(activation, typical, derivative)
     return _sum(coefficients, np.sqrt(_second_moment(activation, std, derivative) / coefficients.sum()), correlation)
+
+
+def _coefficients(activation: Activation, kind: str, std: np.ndarray) -> np.ndarray:
+    """Hermite coefficients [..., T, terms + 1] of F(s x), F'(s x) or s x F'(s x) at each token's standard deviation.
+
+    The last one makes up for the terms left out.
+    """
+    grid, table = _coefficient_table(activation, kind)
+    place = np.clip((np.log(std) - grid[0]) / (grid[1] - grid[0]), 0, len(grid) - 1.001)
+    low = place.astype(int)
+    part = (place - low)[..., None]
+    scale = 1 if kind == "slope" else std[..., None]
+    return (((1 - part) * table[low] + part * table[low + 1]) * scale).astype(std.dtype)
+
+
+@lru_cache(maxsize=64)
+def _coefficient_table(activation: Activation, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Logarithms of the standard deviation, evenly, and the coefficients there, those of F and x F' over it."""
+    nodes, weights, hermite = hermite_quadrature()
+    grid = np.log(1e-6) + 0.02 * np.arange(2800)
+    x = np.exp(grid)[:, None] * nodes
+    values = _function(activation, kind != "function")(x) * (x if kind == "growth" else 1)
+    weighted = values * weights
+    table = weighted @ hermite.T
+    rest = np.maximum((values * weighted).sum(axis=1) - (table**2).sum(axis=1), 0)
+    table = np.column_stack([table, np.sqrt(rest)])
+    return grid, table if kind == "slope" else table / np.exp(grid)[:, None]
+
+
+def _product(first: np.ndarray, second: np.ndarray, correlation: np.ndarray) -> np.ndarray:
+    """sum_n first_tn second_t'n correlation_tt'^n."""
+    size = np.abs(first * second).reshape(-1, first.shape[-1])
+    beyond = np.cumsum(size[:, ::-1], axis=1)[:, ::-1]  # of all terms from this one on
+    kept = max(1, int(np.any(beyond > _TAIL * beyond[:, :1], axis=0).sum()))
+    total = first[..., kept - 1, None] * second[..., None, :, kept - 1]
+    for n in range(kept - 2, -1, -1):
+        total = total * correlation + first[..., n, None] * second[..., None, :, n]
+    return total
 
 
 def _sum(coefficients: np.ndarray, share: np.ndarray, correlation: np.ndarray) -> np.ndarray:

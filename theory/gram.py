@@ -48,8 +48,11 @@ class Draws:
 
 
 def root(kernel: np.ndarray) -> np.ndarray:
-    """Z with Z Z^T = kernel, [..., T, T]; of what rounding or averaging has left not quite positive, the nearest."""
-    scale = np.trace(kernel, axis1=-2, axis2=-1)[..., None, None] * np.finfo(kernel.dtype).eps
+    """Z with Z Z^T = kernel, [..., T, T]; of what rounding or averaging has left not quite positive, the nearest.
+
+    Each token gets some roundings of its own size, which matters where tokens differ by no more than that.
+    """
+    scale = 8 * np.einsum("...tt->...", kernel)[..., None, None] / kernel.shape[-1] * np.finfo(kernel.dtype).eps
     try:
         return np.linalg.cholesky(kernel + scale * np.eye(kernel.shape[-1], dtype=kernel.dtype))
     except np.linalg.LinAlgError:

@@ -5,6 +5,7 @@ For a vocabulary V that is large beside exp(2 variance) it is exp(variance x cor
 variance of 2 (He's head) that is a fifth too much where tokens are alike.
 """
 
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -13,26 +14,34 @@ LARGEST_VARIANCE = 64.0
 """above it one logit has nearly all the probability, 1 - E sum_v p_v^2 falls as one over the standard deviation, and
 the overlap is that of arg-maxima of logits plus a noise as large as Gumbel's"""
 _GUMBEL_VARIANCE = np.pi**2 / 6
+_STEP = 1.3
 
 
 def softmax_overlap(covariance: np.ndarray, vocab_size: int) -> np.ndarray:
     """E[sum_v p_v p'_v] for pairs of tokens, of the shape [..., T, T] and dtype of their logits' covariance.
 
-    The logits z_v, z'_v are independent over v. The variances may differ a little from token to token: their mean is
-    taken, to four digits, and the covariances as correlations.
+    The logits z_v, z'_v are independent over v. A pair of unequal variances counts as one of their mean and of the
+    same covariance, up to a fifth off where they are far apart; one of sharp softmaxes by its correlation.
     """
     variances = np.einsum("...tt->...t", covariance)
     std = np.sqrt(variances)
-    correlation = np.clip(covariance / (std[..., :, None] * std[..., None, :]), -1, 1)
-    typical, beyond = _typical(variances), None
-    if typical == LARGEST_VARIANCE:
+    sizes = (variances[..., :, None] + variances[..., None, :]) / 2
+    correlation, points = np.clip(covariance / sizes, -1, 1), _points(variances)
+    sharp = std[..., :, None] * std[..., None, :] > LARGEST_VARIANCE
+    if len(points) == 1:
+        sharp[...] = points[0] == LARGEST_VARIANCE
+    if sharp.any():
         noisy = np.sqrt(variances + np.float32(_GUMBEL_VARIANCE))
-        agreeing, largest = covariance / (noisy[..., :, None] * noisy[..., None, :]), 1 + _GUMBEL_VARIANCE / typical
-        correlation = np.minimum(agreeing * np.float32(largest), 1)
+        agreeing = covariance / (noisy[..., :, None] * noisy[..., None, :])
+        largest = 1 + _GUMBEL_VARIANCE / LARGEST_VARIANCE
+        correlation = np.where(sharp, np.minimum(agreeing * np.float32(largest), 1), correlation)
         beyond = np.sqrt(np.maximum(1 - agreeing, 0) / np.float32(1 - 1 / largest))
-    overlap = np.exp(np.polyval(_series(typical, vocab_size).astype(correlation.dtype), correlation))
-    if beyond is not None:
-        overlap = np.where(correlation < 1, overlap, 1 - (1 - overlap) * beyond)
+    logarithm = np.zeros_like(correlation)
+    for point, weight in _weights(points, sizes):
+        logarithm += weight * np.polyval(_series(point, vocab_size).astype(correlation.dtype), correlation)
+    overlap = np.exp(logarithm)
+    if sharp.any():
+        overlap = np.where(sharp & (correlation == 1), 1 - (1 - overlap) * beyond, overlap)
     index = np.arange(overlap.shape[-1])
     overlap[..., index, index] = 1 - softmax_spread(variances, vocab_size)
     return overlap
@@ -40,8 +49,31 @@ def softmax_overlap(covariance: np.ndarray, vocab_size: int) -> np.ndarray:
 
 def softmax_spread(variances: np.ndarray, vocab_size: int) -> np.ndarray:
     """1 - E[sum_v p_v^2] of tokens whose logits have these variances, [...], however small it is."""
-    alone = float(-np.expm1(np.polyval(_series(_typical(variances), vocab_size), 1.0)))
+    alone = np.zeros(variances.shape)
+    for point, weight in _weights(_points(variances), variances):
+        alone -= weight * np.expm1(np.polyval(_series(point, vocab_size), 1.0))
     return (alone * np.minimum(np.sqrt(LARGEST_VARIANCE / variances), 1)).astype(variances.dtype)
+
+
+def _points(variances: np.ndarray) -> list[float]:
+    """Variances at which to know the series: the mean, to four digits, of some that are alike, else a grid over all."""
+    low, high = (min(float(end), LARGEST_VARIANCE) for end in (variances.min(), variances.max()))
+    if high <= 1.5 * max(low, 1e-6):
+        return [min(float(f"{variances.mean(dtype=np.float64):.4g}"), LARGEST_VARIANCE)]
+    ends = np.log([max(low, 1e-4), max(high, 2e-4)]) / np.log(_STEP)
+    grid = [float(f"{_STEP**power:.6g}") for power in range(int(np.floor(ends[0])), int(np.ceil(ends[1])) + 1)]
+    return [point for point in grid if point < LARGEST_VARIANCE] + [LARGEST_VARIANCE] * (grid[-1] >= LARGEST_VARIANCE)
+
+
+def _weights(points: list[float], variances: np.ndarray) -> Iterator[tuple[float, np.ndarray | float]]:
+    """Points with their weights in linear interpolation at the variances, constant beyond the ends."""
+    if len(points) == 1:
+        yield points[0], 1.0
+        return
+    for place, point in enumerate(points):
+        weight = np.interp(variances, points, np.eye(len(points))[place])
+        if weight.any():
+            yield point, weight.astype(variances.dtype)
 
 
 @lru_cache(maxsize=64)
@@ -64,11 +96,7 @@ def probability_of_logit(variance: float, vocab_size: int) -> tuple[np.ndarray, 
     return grid, density.sum(axis=0), (density * np.exp(np.minimum(rate, 50))).sum(axis=0)
 
 
-def _typical(variances: np.ndarray) -> float:
-    return min(float(f"{variances.mean(dtype=np.float64):.4g}"), LARGEST_VARIANCE)
-
-
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _series(variance: float, vocab_size: int) -> np.ndarray:
     """Polynomial of degree 8 in the correlation for the logarithm of the overlap, highest power first."""
     nodes = np.polynomial.chebyshev.chebpts1(9)

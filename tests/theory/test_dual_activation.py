@@ -38,13 +38,15 @@ def test_equals_two_dimensional_quadrature(name, derivative, std, correlation):
 
 
 @pytest.mark.parametrize("name", ["gelu", "silu", "relu"])
-def test_unequal_standard_deviations(name):
-    """Tokens whose variance differs by a tenth, as a norm's epsilon makes them, are off by less than a per mille."""
-    activation = ACTIVATIONS[name]
-    expected = by_quadrature(activation.numeric[0], 0.6, 0.66, 0.4)
-    covariance = 0.4 * 0.6 * 0.66
-    actual, _ = dual_activation(activation, np.array([[0.6**2, covariance], [covariance, 0.66**2]]))
-    np.testing.assert_allclose(actual[0, 1], expected, rtol=1e-3)
+@pytest.mark.parametrize(("first", "second", "correlation"), [(0.6, 0.64, 0.4), (0.09, 1.0, 0.3), (3.0, 0.4, -0.6)])
+def test_unequal_standard_deviations(name, first, second, correlation):
+    """Of tokens that a norm's epsilon sets apart, and of some that have not been through a norm."""
+    activation, covariance = ACTIVATIONS[name], correlation * first * second
+    for derivative in (False, True):
+        expected = by_quadrature(activation.numeric[derivative], first, second, correlation)
+        actual = dual_activation(activation, np.array([[first**2, covariance], [covariance, second**2]]))[derivative]
+        np.testing.assert_allclose(actual[0, 1], expected, rtol=1e-3)
+        np.testing.assert_allclose(actual, actual.T)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -67,12 +69,15 @@ def test_a_function_of_ones_own():
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-@pytest.mark.parametrize(("std", "correlation"), [(0.63, 0.2), (1.41, -0.5)])
-def test_growth_moment_is_the_moments_growth(name, std, correlation):
+@pytest.mark.parametrize(
+    ("first", "second", "correlation"), [(0.63, 0.63, 0.2), (1.41, 1.41, -0.5), (0.3, 1.4, 0.5), (2.0, 0.5, -0.4)]
+)
+def test_growth_moment_is_the_moments_growth(name, first, second, correlation):
     """E[u F'(u) F(v)] = d/dlog(a) E[F(a u) F(v)] at a = 1, by a difference of quadratures."""
     function, step = ACTIVATIONS[name].numeric[0], 1e-3
-    ends = [by_quadrature(function, std * np.exp(sign * step), std, correlation) for sign in (1, -1)]
-    found = growth_moment(ACTIVATIONS[name], std**2 * np.array([[1, correlation], [correlation, 1]]))
+    ends = [by_quadrature(function, first * np.exp(sign * step), second, correlation) for sign in (1, -1)]
+    covariance = correlation * first * second
+    found = growth_moment(ACTIVATIONS[name], np.array([[first**2, covariance], [covariance, second**2]]))
     np.testing.assert_allclose(found[0, 1], (ends[0] - ends[1]) / (2 * step), rtol=2e-3, atol=1e-5)
 
 

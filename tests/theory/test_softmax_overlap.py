@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import special
 
 from theory.softmax_overlap import probability_of_logit, softmax_overlap, softmax_spread
 
@@ -42,6 +43,18 @@ def test_drawn_softmaxes_overlap_as_much(vocab_size, variance, correlation):
     each = (p[0] * p[1]).sum(axis=-1)
     error = 5 * each.std() / np.sqrt(len(each)) + 2e-3 * each.mean()
     assert abs(overlap(variance, correlation, vocab_size) - each.mean()) < error
+
+
+def test_tokens_of_unequal_length():
+    """Each has its own variance: the mean over them would give the first one four times too much."""
+    std, correlation = np.array([0.5, 2.0, 4.0]), np.array([[1, 0.9, 0.7], [0.9, 1, 0.8], [0.7, 0.8, 1]])
+    covariance = correlation * np.outer(std, std)
+    rng, root = np.random.default_rng(0), np.linalg.cholesky(covariance)
+    p = special.softmax(rng.standard_normal((20000, 40, 3)) @ root.T, axis=1)
+    expected, found = np.einsum("nvt,nvu->tu", p, p) / len(p), softmax_overlap(covariance, 40)
+    np.testing.assert_allclose(np.diag(found), np.diag(expected), rtol=0.03)
+    np.testing.assert_allclose(found, expected, rtol=0.2)
+    np.testing.assert_allclose(found, found.T)
 
 
 @pytest.mark.parametrize("variance", [64.0, 900.0, 1e6])
