@@ -332,7 +332,7 @@ def _back(
         reaching = gradient * np.float32(branch**2)
         lost = random * share
         if output is not None:
-            reaching, lost = reaching * output.jacobian(arch), np.ones_like(lost)
+            reaching, lost = reaching * output.jacobian(arch, radial=1 - lost), np.ones_like(lost)
         increment, into, own = sublayer.backward(arch, addition.layer, batch, Arriving(reaching, lost, out), draws)
         increment = increment * np.float32(factor**2)
         if pre is not None:
