@@ -9,8 +9,8 @@ measure chance. `--full` is the table of the README (about an hour on 2 cores); 
 
 `--grid N` draws N architectures from all registered values instead: every block, attention, activation, position code,
 initialisation and embedding equally often, in independent orders, at d_model 64 to 256, with fewer seeds for each
-(`--seconds`), and names the worst. `--cases` takes only some of them, by number. benchmarks/grid_measured.csv.gz is what was
-measured of 300 (2 hours on 2 cores, the noisy ones for 75 s each), so that `--measured` with it predicts alone.
+(`--seconds`), and names the worst. `--cases` takes only some of them, by number. benchmarks/grid_measured.csv.gz is
+what was measured of 300 (2 hours on 2 cores, the noisy ones for 75 s each), so that `--measured` with it predicts only.
 
     python benchmarks/accuracy.py [--full] [--out FILE.csv] [--measured FILE.csv]
     python benchmarks/accuracy.py --grid 300 [--cases M [M ...]] [--seconds 10] [--out FILE.csv]
