@@ -209,6 +209,7 @@ def main() -> int:
         data = pd.read_csv(options.measured)
     start, first = time.perf_counter(), 0 if data.empty else data["architecture"].max() + 1
     for number, arch in list(enumerate(archs))[first:]:
+        jax.clear_caches()  # a process can hold the programs of about 120 architectures
         with threadpool_limits(1):  # for matrices this small more threads only wait for one another
             data = pd.concat([data, pd.DataFrame(measured(number, arch, options.draws))])
         print(f"{number + 1} architectures, {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)

@@ -30,7 +30,7 @@ from theory.embedding import embedding
 from theory.gram import Draws
 from theory.long_sequence import FOLLOWED, extrapolate
 from theory.stream import Added, Norm, OwnRow, Stream, blocks, diagonal, embed, mean_share, outer, pair_sum, row_size
-from theory.sublayers import Arriving, Sublayer, beside, forward, sandwich
+from theory.sublayers import Arriving, Sublayer, block_product, forward, sandwich
 from theory.token_batch import TokenBatch, representative_pairs
 from theory.upstream import upstream
 
@@ -370,7 +370,8 @@ def _with_means(
         alone = alone * _realized(mean.tokens, addition.kept, expected)
     parts, rows = np.sum(returned, axis=0), mean.rows * np.float32(shortcut)
     crossed = sandwich(alone + parts, kernel) - sandwich(alone, kernel)
-    with_rows = beside(parts, (addition.row[:, :, None] * batch.same_input) * rows[:, None, :])
+    met = addition.row[:, :, None] * batch.same_input * rows[:, None, :]
+    with_rows = block_product(parts, met[:, None])[:, 0]
     return crossed + with_rows + with_rows.mT, _Mean(alone + parts, rows)
 
 

@@ -202,8 +202,10 @@ def embed(arch: Architecture, batch: TokenBatch, draws: Draws) -> tuple[Stream, 
     length = np.sqrt(added.size / size)
     if embedding(arch.embedding).layer_norm:
         added, _ = added.normed(arch)
-    kept = rows[..., 1:] if arch.norm == "layer_norm" else rows  # a position code has a mean, which LayerNorm takes out
-    row = OwnRow(added.size, kept @ kept.mT, length)
+    others = stream.kernel  # a position code, whose mean LayerNorm takes out
+    if arch.norm == "layer_norm":
+        others = others - outer(rows[..., 0])
+    row = OwnRow(added.size, others, length)
     stream = stream.plus(added)
     if arch.positions == "learned":
         own = np.tile(np.eye(arch.seq_len, dtype=np.float32), (networks, len(batch.weight), len(batch.weight)))

@@ -277,21 +277,14 @@ def _value_kernel(heads: Heads) -> np.ndarray:
     return values @ values.mT
 
 
-def beside(matrices: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """M K of a kernel [n, S, S] and a block-diagonal M [n, 1, sequences, T, T]."""
-    n, _, sequences, seq_len, _ = matrices.shape
-    rows = kernel.reshape(n, sequences, seq_len, -1)
-    return (matrices[:, 0] @ rows).reshape(kernel.shape)
-
-
 def sandwich(matrices: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """M K M^T of a kernel [n, S, S], or one a head [n, heads, S, S], in the mean over heads.
-
-    M is block-diagonal with [n, heads, sequences, T, T].
-    """
-    n, _, sequences, seq_len, _ = matrices.shape
+    """M K M^T of a kernel [n, S, S], or one a head [n, heads, S, S], in the mean over heads. M: see `block_product`."""
     kernel = kernel[:, None] if kernel.ndim == 3 else kernel
-    for _ in range(2):
-        rows = kernel.reshape(n, -1, sequences, seq_len, sequences * seq_len)
-        kernel = (matrices @ rows).reshape(n, -1, sequences * seq_len, sequences * seq_len).mT
-    return kernel.mean(axis=1)
+    return block_product(matrices, block_product(matrices, kernel).mT).mT.mean(axis=1)
+
+
+def block_product(matrices: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """M K of kernels [n, 1 or heads, S, S] and a block-diagonal M [n, 1 or heads, sequences, T, T]."""
+    n, _, sequences, seq_len, _ = matrices.shape
+    size = sequences * seq_len
+    return (matrices @ kernel.reshape(n, -1, sequences, seq_len, size)).reshape(n, -1, size, size)

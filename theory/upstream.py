@@ -90,7 +90,7 @@ _SHARPEST = 50.0
 
 
 def _own_probability(
-    own: np.ndarray, std: np.ndarray, row: np.ndarray | float, vocab_size: int, d: int
+    own: np.ndarray, std: np.ndarray, row: np.ndarray, vocab_size: int, d: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and mean square of a token's probability of itself; own: its row's share c of z's length, std: b.
 
@@ -102,7 +102,7 @@ def _own_probability(
     grid, first, second = probability_of_logit(float(f"{np.mean(std**2, dtype=np.float64):.3g}"), vocab_size)
     b, c = std[..., None].astype(np.float64), own[..., None].astype(np.float64)
     rest = np.sqrt(np.maximum(1 - c**2, 0))
-    logit = b * (np.sqrt(d) * c * np.broadcast_to(row, own.shape)[..., None] + rest * nodes)
+    logit = b * (np.sqrt(d) * c * row[..., None] + rest * nodes)
     mean, square = (np.interp(logit, grid, moment, moment[0], 1.0) @ weights for moment in (first, second))
     return mean.astype(np.float32), square.astype(np.float32)
 
