@@ -143,6 +143,19 @@ class Heads:
             at_queries, at_keys = at_queries + queries @ queries.mT, at_keys + keys @ keys.mT
         return at_queries, at_keys
 
+    def along_scores(self, weights: Weights, mean: np.ndarray) -> np.ndarray:
+        """dL/dq_t . q_t + dL/dk_t . k_t of dL/do = sum_u mean_tu o_u, before norm and RoPE, in the mean over heads.
+
+        [n, 1, sequences, T, 1]. It is what a mean gradient through the scores has along the tokens, as W_Q and W_K are
+        known along them.
+        """
+        products = self.queries @ self.keys.mT
+        if self.divisors[0] is not None:  # a norm hides their lengths
+            return np.zeros_like(products[:, :1, ..., :1])
+        met = products * self._at_logits(weights, mean @ (weights.attention @ self.values) @ self.values.mT)
+        along = met.sum(axis=-1) + met.sum(axis=-2)
+        return along.mean(axis=1, keepdims=True)[..., None]
+
     def _at_logits(self, weights: Weights, at_weights: np.ndarray) -> np.ndarray:
         """dL/d(q.k / sqrt d) from dL/dA."""
         if self.variant.scheme.clip is not None:

@@ -225,6 +225,9 @@ class _Attention:
             added = sandwich(together, _value_kernel(self.heads)[:, :: self.group])  # heads that share values agree
             values = values + added * np.float32(linear * arch.num_heads / arch.kv_heads)
             along = self.heads.before_norm(at_values).mean(axis=1, keepdims=True) * np.float32(d * value)
+            through = self.heads.along_scores(weights, mean) * np.float32(linear * arch.d_head**0.5)
+            size = np.maximum(diagonal(z), np.finfo(np.float32).tiny).reshape(through.shape)
+            along = along + np.eye(along.shape[-1], dtype=along.dtype) * (through / size)
             mean = mean * np.float32(np.sqrt(linear * arch.d_head))
         values = values * self.heads.value_jacobian()
         gain = np.float32(d * linear)
