@@ -11,7 +11,7 @@ A network of the ensemble sees two sequences of the batch, or the only one; what
 stands for the batch's sequences and pairs. All kernels are float32[n, S, S]: n networks, S = its sequences' tokens.
 
 Of the dependence between a layer's forward weights and the gradient that comes back through it, what the norms make is
-kept: `_radial_share`; and where no norm stands before the head, the gradient's mean along the tokens, dL/dx_t =
+kept: `_lacking`; and where no norm stands before the head, the gradient's mean along the tokens, dL/dx_t =
 sum_u B_tu x_u and a random rest. The rest is dropped, and so are the gradient's own fluctuations.
 """
 
@@ -30,7 +30,7 @@ from theory.embedding import embedding
 from theory.gram import Draws
 from theory.long_sequence import FOLLOWED, extrapolate
 from theory.stream import Added, Norm, OwnRow, Stream, blocks, diagonal, embed, mean_share, outer, pair_sum, row_size
-from theory.sublayers import Arriving, Sublayer, block_product, forward, sandwich
+from theory.sublayers import Arriving, Sublayer, block_product, forward, realized, sandwich
 from theory.token_batch import TokenBatch, representative_pairs
 from theory.upstream import upstream
 
@@ -149,10 +149,10 @@ class _Addition:
 
     outputs: by part, |y|^2 / d summed over the batch's tokens. parts: each with its norm on the input and on the
     output, if there are. before, after: |x|^2 / d of every token, the sum's before its own norm, which is `post`.
-    shares: of the sum's square, each part's. responses: of each part, mean product of its output and of what that grows
-    by if the token grows; 0 where a norm hides the token's length. Where the gradient has a mean, kernel: of the stream
-    before; row: amplitude of each token's row in it. Where no last norm takes from the gradient what lies along the
-    stream, kept: x_t . x'_u / d, met: of each part y_t . x'_u / d, by sequence.
+    shares: of the sum's square, each part's. responses: of each part, mean product of its outputs and of what those
+    grow by if a token grows; None where a norm hides the tokens' lengths. Where the gradient has a mean, kernel: of the
+    stream before; row: amplitude of each token's row in it. Where no last norm takes from the gradient what lies along
+    the stream, kept: x_t . x'_u / d, met: of each part y_t . x'_u / d.
     """
 
     layer: int
@@ -162,7 +162,7 @@ class _Addition:
     after: np.ndarray
     outputs: tuple[tuple[str, float], ...]
     shares: tuple[np.ndarray, ...]
-    responses: tuple[np.ndarray, ...]
+    responses: tuple[np.ndarray | None, ...]
     post: Norm | None
     kernel: np.ndarray | None
     row: np.ndarray
@@ -183,6 +183,7 @@ def _squares(arch: Architecture, batch: TokenBatch, draws: Draws) -> dict[str, n
     above = upstream(arch, batch, stream if last is None else last.tokens, row)
     normed = block(arch.block).last_norm
     gradient, along = above.projected if normed else above.kernel, _Along.of(not normed, arch, row.size)
+    along = along if normed else replace(along, radial=above.radial)
     divisor = 1 if last is None else last.divisor
     if last is not None:
         gradient = gradient * outer(1 / last.divisor)
@@ -241,8 +242,7 @@ def _add(
         total = total.plus(added.times(branch))
         sizes.append(branch**2 * added.size)
         blind = arch.hides_length(part)
-        response = np.zeros_like(added.size) if blind else sublayer.response(arch, layer, added.size)
-        responses.append(np.float32(branch**2) * response)
+        responses.append(None if blind else np.float32(branch**2) * sublayer.response(arch, layer, batch, added.size))
         done.append((sublayer, pre, output))
     before, after = diagonal(stream.kernel).copy(), diagonal(total.kernel).copy()  # not views, which keep the kernels
     grown = np.maximum(1 - shortcut**2 * before / after, 0)
@@ -258,10 +258,10 @@ def _add(
         row = row if post is None else row.over(post.divisor)
     if not block(arch.block).last_norm:
         along = stream.rows * np.float32(shortcut) + sum(added.along for added in written) * np.float32(branch)
-        kernel, kept = stream.kernel, blocks(stream.rows @ along.mT, len(batch.weight))
+        kernel, kept = stream.kernel, stream.rows @ along.mT
         for added in written:
             product = added.along @ along.mT + added.beside @ added.beside.mT * np.float32(branch)
-            met.append(blocks(product, len(batch.weight)))
+            met.append(product)
     addition = _Addition(
         layer, shortcut, tuple(done), before, after, tuple(outputs), shares, tuple(responses), post, kernel,
         before_row, kept, tuple(met),
@@ -341,22 +341,18 @@ def _back(
             returned.append((into if pre is None else pre.along_before(into)) * np.float32(factor**2))
         before = before + increment
         level = level + diagonal(increment) * _Along.of(pre is None, arch, level).mean
-        felt = felt + np.where(response > 0, diagonal(increment), 0)
+        felt = felt if response is None else felt + diagonal(increment)
         squares |= own
-    size = np.maximum(diagonal(gradient), _LEAST)
-    ratio, response = addition.after / addition.before, sum(addition.responses) / addition.before
-    growth = np.maximum(diagonal(before), _LEAST) / size
-    both = random * ((shortcut**2 + response) ** 2 - shortcut**4) / ratio / arch.d_model / 2
-    both = np.minimum(both, growth / 4)  # of a width of a few coordinates
-    before = before - gradient * pair_sum(both)
+    size, grown = diagonal(gradient), np.maximum(diagonal(before), _LEAST)
+    alone, lacking = _lacking(addition, shortcut, gradient, random)
+    missing = np.minimum((lacking - alone) / arch.d_model / grown, 0.5)  # of a width of a few coordinates
+    before = before * outer(np.sqrt(1 - missing))
     if mean is not None:
         crossed, mean = _with_means(mean, returned, addition, shortcut, batch)
         before = before + crossed
-    if not block(arch.block).last_norm:
-        return before, _Along.of(True, arch, size), mean, squares
-    growth = np.maximum(diagonal(before), _LEAST) / size
-    radial = _radial_share(along.radial, ratio, growth, shortcut**2, response, felt / size)
-    return before, _Along(radial, level / (growth * size)), mean, squares
+    grown = np.maximum(diagonal(before), _LEAST)
+    radial = np.maximum(shortcut**2 * size + felt - lacking, 0) / grown
+    return before, _Along(radial, np.clip(level / grown, 0, arch.d_model)), mean, squares
 
 
 def _with_means(
@@ -366,8 +362,7 @@ def _with_means(
     alone, kernel = mean.tokens * np.float32(shortcut**2), addition.kernel
     assert kernel is not None
     if addition.kept is not None:
-        expected = blocks(kernel, mean.tokens.shape[2]) * np.float32(shortcut)
-        alone = alone * _realized(mean.tokens, addition.kept, expected)
+        alone = alone * realized(mean.tokens, addition.kept, kernel * np.float32(shortcut))
     parts, rows = np.sum(returned, axis=0), mean.rows * np.float32(shortcut)
     crossed = sandwich(alone + parts, kernel) - sandwich(alone, kernel)
     met = addition.row[:, :, None] * batch.same_input * rows[:, None, :]
@@ -383,44 +378,34 @@ def _at_outputs(arch: Architecture, addition: _Addition, mean: np.ndarray) -> li
         if output is not None:
             found.append(output.along_before(arriving))
         elif addition.met:
-            expected = blocks(sublayer.expected(arch, addition.layer) * np.float32(branch), mean.shape[2])
-            found.append(arriving * _realized(mean, addition.met[number], expected))
+            expected = sublayer.expected(arch, addition.layer) * np.float32(branch)
+            found.append(arriving * realized(mean, addition.met[number], expected))
         else:
             found.append(arriving)
     return found
 
 
-def _realized(mean: np.ndarray, met: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """g_t . y_t of the mean gradient over what it is on average, [n, 1, sequences, T, 1], at most 4.
+def _lacking(
+    addition: _Addition, shortcut: float, gradient: np.ndarray, random: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """By how much d E(g . x)^2 / |x|^2 falls short of a random direction's, through the shortcut alone and in all.
 
-    A network whose outputs are longer than on average is longer at the next place too, where its mean gradient is less.
-    met, expected: y_t . x'_u of this network and its mean, or x_t . x'_u. 1 where the expected products nearly cancel.
+    [n, S] each. g' of kernel `gradient` is what returns to the sum, x' = a x + f. random: which share of its variance
+    g' lacks along x'; 1 below the last norm, which makes the loss blind to the length of x. Of a sub-layer that has a
+    norm, g . x = a g' . x, and a x has the share a^2 |x|^2 / |x'|^2 along x'. One without returns to token s also
+    g'_t . (J_ts x_s) of all tokens t, and J_ts x_s . f_t is its response.
     """
-    products = mean * expected
-    wanted, found = np.sum(products, axis=-1, keepdims=True), np.sum(mean * met, axis=-1, keepdims=True)
-    whole = wanted > 0.1 * np.sum(np.abs(products), axis=-1, keepdims=True)
-    return np.where(whole, np.clip(found / np.where(whole, wanted, 1), 0, 4), 1)
-
-
-def _radial_share(
-    radial: np.ndarray,
-    ratio: np.ndarray,
-    growth: np.ndarray,
-    shortcut: np.ndarray | float = 1.0,
-    response: np.ndarray | float = 0.0,
-    felt: np.ndarray | float = 0.0,
-) -> np.ndarray:
-    """E(g . x)^2 d / (|g|^2 |x|^2) at a place, from `radial`, what it is at the next one; 1 for a random direction.
-
-    At the last place it is 0: the last norm makes the loss blind to the length of x. Of a sub-layer x' = x + f that has
-    a norm, J^T g' . x = 0, so g . x = g' . x; of x the share |x|^2 / |x'|^2 lies along x', where g' has its radial
-    share, and the rest in a direction random to it. ratio: |x'|^2 / |x|^2. growth: |g|^2 / |g'|^2. All [n, S].
-
-    shortcut: a^2 of x' = a x + f. A sub-layer without a norm has J^T g' . x as well. felt: what its gradient adds, in
-    units of |g'|^2. response: of f . (J x), in units of |x|^2; where f scales with x, g . x = g' . x'.
-    """
-    along = (1 - radial) * (shortcut + response) ** 2 / ratio
-    return np.maximum(shortcut + felt - along, 0) / growth
+    alone = diagonal(gradient) * random * np.float32(shortcut**4) * addition.before / addition.after
+    heard = [response for response in addition.responses if response is not None]
+    if not heard:
+        return alone, alone
+    response = np.sum(heard, axis=0)
+    sequences, seq_len = response.shape[2:4]
+    before, after = (size.reshape(len(size), 1, sequences, seq_len) for size in (addition.before, addition.after))
+    along = np.eye(seq_len, dtype=np.float32) * (np.float32(shortcut**2) * before[..., None]) + response
+    along = along / np.sqrt(after)[..., None] / np.sqrt(before)[..., None, :]
+    lost = blocks(gradient * (pair_sum(random) / 2), sequences)
+    return alone, (along * (lost @ along)).sum(axis=-2).reshape(random.shape)
 
 
 def logit_variance(arch: Architecture) -> float:

@@ -55,6 +55,39 @@ def softmax_spread(variances: np.ndarray, vocab_size: int) -> np.ndarray:
     return (alone * np.minimum(np.sqrt(LARGEST_VARIANCE / variances), 1)).astype(variances.dtype)
 
 
+def radial_share(variances: np.ndarray, vocab_size: int) -> np.ndarray:
+    """Of softmaxes p of independent Gaussian logits of these variances, [...]: Var(sum_v p_v u_v) / E[sum_v p_v^2].
+
+    u: the logits over their standard deviation. sum_v p_v w_v, w the head's rows, has this variance along the token
+    whose logits they are, in units of that along a random direction: 1 of flat softmaxes, that of a largest logit of
+    sharp ones.
+    """
+    share = np.zeros(variances.shape)
+    for point, weight in _weights(_points(variances), variances):
+        share += weight * _radial_share(point, vocab_size)
+    return share.astype(variances.dtype)
+
+
+@lru_cache(maxsize=256)
+def _radial_share(variance: float, vocab_size: int) -> float:
+    """With 1 / S^2 = int s e^{-sS} ds, which makes the sums S a power, as in `_overlap`."""
+    std = np.sqrt(variance)
+    u = np.linspace(-9, 9, 721)
+    weight = np.exp(-(u**2) / 2)
+    weight /= weight.sum()
+    log_s = np.arange(-np.log(vocab_size) - 2 * variance - 25, 9 * std + 5, 0.1)
+    kernel = np.exp(-np.exp(log_s[:, None] + std * u)) * weight
+    alone, first, square, size = (
+        kernel @ moment for moment in (u**0, u * np.exp(std * u), (u * np.exp(std * u)) ** 2, np.exp(2 * std * u))
+    )
+    s, log_alone = np.exp(log_s) * 0.1, np.log(np.maximum(alone, 1e-300))
+    others = np.exp((vocab_size - 1) * log_alone)
+    pairs = np.exp((vocab_size - 2) * log_alone) * (vocab_size - 1) * first**2
+    twice = np.exp(log_s) * s * vocab_size
+    mean = (s * vocab_size * first * others).sum()
+    return float(((twice * (square * others + pairs)).sum() - mean**2) / (twice * size * others).sum())
+
+
 def _points(variances: np.ndarray) -> list[float]:
     """Variances at which to know the series: the mean, to four digits, of some that are alike, else a grid over all."""
     low, high = (min(float(end), LARGEST_VARIANCE) for end in (variances.min(), variances.max()))

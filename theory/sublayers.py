@@ -44,11 +44,11 @@ class Sublayer(Protocol):
         ...
 
     def expected(self, arch: Architecture, layer: int) -> np.ndarray:
-        """Mean over this sub-layer's weights of y_t . y_t' / d, of outputs before a norm on them, [n, S, S]."""
+        """Mean over the output matrix of y_t . y_t' / d, of outputs before a norm on them, [n, S, S]."""
         ...
 
-    def response(self, arch: Architecture, layer: int, size: np.ndarray) -> np.ndarray:
-        """y_t . (dy_t/dx_t x_t) / d of every token and its output y_t, [n, S]; size: y_t . y_t / d."""
+    def response(self, arch: Architecture, layer: int, batch: TokenBatch, size: np.ndarray) -> np.ndarray:
+        """y_t . (dy_t/dx_s x_s) / d of outputs and tokens, [n, 1, sequences, T, T]; size: y_t . y_t / d, [n, S]."""
         ...
 
 
@@ -63,13 +63,15 @@ def forward(
 class _FeedForward:
     """K += d_ff s_2^2 E[F F'];  G += (d s_1^2)(d_ff s_2^2) E[F' F''] o G. Gated: E[F F'] o U, U the other branch's.
 
-    function, slope: the kernels of F and F'. other: U. inner: the norm before W_2, if there is one.
+    function, slope: the kernels of F and F'. other: U. rows: of the hidden layer as drawn, [n, S, k], over the root of
+    its width. inner: the norm before W_2, if there is one.
     """
 
     tokens: Stream
     function: np.ndarray
     slope: np.ndarray
     other: np.ndarray | None
+    rows: np.ndarray
     inner: Norm | None
 
     @property
@@ -85,14 +87,14 @@ class _FeedForward:
         before = tokens.kernel * np.float32(arch.d_model * (gate if scheme.gated else up))
         function, slope = dual_activation(scheme, before)
         other = tokens.kernel * np.float32(arch.d_model * up) if scheme.gated else None
-        made = _FeedForward(tokens, function, slope, other, None)
-        kernel = made.hidden
+        kernel = function if other is None else function * other
         if arch.normed("inner", "feed_forward") and arch.norm == "layer_norm" and other is None:
             kernel = kernel - outer(mean_activation(scheme, before))
-        rows = root(kernel) @ wishart_root(draws, len(kernel), kernel.shape[-1], arch.ff_width)
+        drawn, inner = root(kernel) @ wishart_root(draws, len(kernel), kernel.shape[-1], arch.ff_width), None
+        rows = drawn
         if arch.normed("inner", "feed_forward"):
-            rows, inner = _inner_norm(arch, rows, arch.ff_width, 1.0)
-            made = _FeedForward(tokens, function, slope, other, inner)
+            rows, inner = _inner_norm(arch, drawn, arch.ff_width, 1.0)
+        made = _FeedForward(tokens, function, slope, other, drawn, inner)
         return made, rows * np.float32(np.sqrt(arch.ff_width * down))
 
     def backward(
@@ -106,30 +108,31 @@ class _FeedForward:
         inner = gradient * np.float32(d * down) * _left(arriving.lost, width)
         if self.inner is not None:
             inner = inner * self.inner.jacobian(arch, width)
+        steady = along = None
         if mean is not None:
             mean = mean * np.float32(d * down)
             mean = mean if self.inner is None else self.inner.along_before(mean)
+            drawn = self.rows @ self.rows.mT
+            steady = sandwich(mean, drawn)
+            mean = mean if self.inner is not None else mean * realized(mean, drawn, self.hidden)
         if self.other is None:
             at_up = inner * self.slope
             if mean is not None:
                 at_slope, _ = concentration(activation(arch.activation), z * np.float32(d * up))
-                at_up = at_up + sandwich(mean, self.hidden) * self.slope * at_slope
+                at_up = at_up + steady * self.slope * at_slope
+                along = self._bent(arch, mean, d * up) * np.float32(width * up)
             squares["feed_forward.up"] = d * width * batch.total(at_up * z)
-            along = None if mean is None else self._bent(arch, mean, d * up) * np.float32(width * up)
             return at_up * np.float32(width * up), along, squares
         at_up, at_gate = inner * self.function, inner * self.slope * self.other
         if mean is not None:
-            steady = sandwich(mean, self.hidden)
             at_slope, at_function = concentration(activation(arch.activation), z * np.float32(d * gate))
             at_up = at_up + steady * self.function * at_function
             at_gate = at_gate + steady * self.slope * self.other * (3 * at_slope)
-        squares["feed_forward.up"] = d * width * batch.total(at_up * z)
-        squares["feed_forward.gate"] = d * width * batch.total(at_gate * z)
-        along = None
-        if mean is not None:
             along = mean * blocks(self.function, mean.shape[2]) * np.float32(width * up)
             bent = self._bent(arch, mean * blocks(self.other, mean.shape[2]), d * gate)
             along = along + bent * np.float32(width * gate)
+        squares["feed_forward.up"] = d * width * batch.total(at_up * z)
+        squares["feed_forward.gate"] = d * width * batch.total(at_gate * z)
         return at_up * np.float32(width * up) + at_gate * np.float32(width * gate), along, squares
 
     def _bent(self, arch: Architecture, mean: np.ndarray, variance: float) -> np.ndarray:
@@ -141,11 +144,13 @@ class _FeedForward:
         return mean * blocks(self.slope, mean.shape[2]) + np.eye(mean.shape[-1], dtype=mean.dtype) * felt
 
     def expected(self, arch: Architecture, layer: int) -> np.ndarray:
-        hidden = self.hidden if self.inner is None else self.inner.tokens.kernel
+        hidden = self.rows @ self.rows.mT if self.inner is None else self.inner.tokens.kernel
         return hidden * np.float32(arch.ff_width * _variance(arch, "feed_forward.down", layer))
 
-    def response(self, arch: Architecture, layer: int, size: np.ndarray) -> np.ndarray:
-        return size if self.other is None else 2 * size
+    def response(self, arch: Architecture, layer: int, batch: TokenBatch, size: np.ndarray) -> np.ndarray:
+        grown = size if self.other is None else 2 * size
+        grown = grown.reshape(len(size), 1, len(batch.weight), -1, 1)
+        return np.eye(grown.shape[3], dtype=np.float32) * grown
 
 
 @dataclass(frozen=True)
@@ -207,7 +212,8 @@ class _Attention:
         query, key, value, output = (
             _variance(arch, f"attention.{name}", layer) for name in ("query", "key", "value", "output")
         )
-        linear = 1.0 if attention_scheme(arch.attention).qkv_norm else d * value
+        scheme = attention_scheme(arch.attention)
+        linear = 1.0 if scheme.qkv_norm else d * value
         mixed = self.mixed * np.float32(linear) if self.inner is None else self.inner.tokens.kernel
         squares = {"attention.output": d * d * batch.total(gradient * mixed)}
         reaching = gradient * np.float32(d * output)
@@ -220,11 +226,14 @@ class _Attention:
             mean = mean * np.float32(d * output)
             mean = mean if self.inner is None else self.inner.along_before(mean)
             at_values = weights.attention.mT @ mean @ weights.attention
+            hidden = scheme.qkv_norm or self.inner is not None
+            written = 1.0 if hidden else realized(mean, self.mixed, sandwich(weights.attention, z))
             n, heads = at_values.shape[:2]
             together = at_values.reshape(n, heads // self.group, self.group, *at_values.shape[2:]).mean(axis=2)
             added = sandwich(together, _value_kernel(self.heads)[:, :: self.group])  # heads that share values agree
             values = values + added * np.float32(linear * arch.num_heads / arch.kv_heads)
-            along = self.heads.before_norm(at_values).mean(axis=1, keepdims=True) * np.float32(d * value)
+            along = weights.attention.mT @ (mean * written) @ weights.attention
+            along = self.heads.before_norm(along).mean(axis=1, keepdims=True) * np.float32(d * value)
             through = self.heads.along_scores(weights, mean) * np.float32(linear * arch.d_head**0.5)
             size = np.maximum(diagonal(z), np.finfo(np.float32).tiny).reshape(through.shape)
             along = along + np.eye(along.shape[-1], dtype=along.dtype) * (through / size)
@@ -241,16 +250,13 @@ class _Attention:
         value, output = (arch.d_model * _variance(arch, f"attention.{name}", layer) for name in ("value", "output"))
         if self.inner is not None:
             return self.inner.tokens.kernel * np.float32(output)
-        normed = attention_scheme(arch.attention).qkv_norm
-        values = _value_kernel(self.heads) if normed else self.tokens.kernel
-        return sandwich(self.heads.weights().attention, values) * np.float32(output * (1 if normed else value))
+        return self.mixed * np.float32(output * (1 if attention_scheme(arch.attention).qkv_norm else value))
 
-    def response(self, arch: Architecture, layer: int, size: np.ndarray) -> np.ndarray:
+    def response(self, arch: Architecture, layer: int, batch: TokenBatch, size: np.ndarray) -> np.ndarray:
         attention = self.heads.weights().attention
-        own = np.einsum("nhstt->nhst", attention)
-        seen = np.sum(attention * blocks(self.tokens.kernel, attention.shape[2]), axis=-1)
+        seen = attention @ blocks(self.tokens.kernel, attention.shape[2])
         gain = arch.d_model**2 * _variance(arch, "attention.value", layer) * _variance(arch, "attention.output", layer)
-        return np.float32(gain) * (own * seen).mean(axis=1).reshape(len(own), -1)
+        return np.float32(gain) * (attention * seen).mean(axis=1, keepdims=True)
 
 
 def _variance(arch: Architecture, kind: str, layer: int) -> float:
@@ -284,6 +290,19 @@ def sandwich(matrices: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     """M K M^T of a kernel [n, S, S], or one a head [n, heads, S, S], in the mean over heads. M: see `block_product`."""
     kernel = kernel[:, None] if kernel.ndim == 3 else kernel
     return block_product(matrices, block_product(matrices, kernel).mT).mT.mean(axis=1)
+
+
+def realized(mean: np.ndarray, met: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """g_t . y_t of the mean gradient sum_u mean_tu y_u over what it is on average, [n, 1, sequences, T, 1], at most 4.
+
+    A network whose outputs are longer than on average is longer at the next place too, where its mean gradient is less.
+    met, expected: [n, S, S], y_t . y_u of this network and its mean. 1 where the expected products nearly cancel.
+    """
+    products = mean * blocks(expected, mean.shape[2])
+    wanted = np.sum(products, axis=-1, keepdims=True)
+    found = np.sum(mean * blocks(met, mean.shape[2]), axis=-1, keepdims=True)
+    whole = wanted > 0.1 * np.sum(np.abs(products), axis=-1, keepdims=True)
+    return np.where(whole, np.clip(found / np.where(whole, wanted, 1), 0, 4), 1)
 
 
 def block_product(matrices: np.ndarray, kernel: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from theory.architecture import Architecture
 from theory.block import block
 from theory.embedding import embedding
 from theory.gram import root
-from theory.softmax_overlap import probability_of_logit, softmax_overlap, softmax_spread
+from theory.softmax_overlap import probability_of_logit, radial_share, softmax_overlap, softmax_spread
 from theory.stream import OwnRow, Stream, diagonal, free, outer
 from theory.token_batch import TokenBatch
 
@@ -26,14 +26,16 @@ class Upstream:
 
     kernel: of dL/dz as it is. projected: of what a norm before z leaves of it, divisor aside. mean, rows: b_t and p_t
     of dL/dz_t = b_t z_t + p_t r_t plus a random rest, r_t the token's row of the table over its mean length; of the
-    projected one if there is a norm. head: square of the head's gradient norm. table: what a tied head adds to the
-    square of the table's.
+    projected one if there is a norm. radial: of dL/dz, d times the share of its variance along z_t, about that mean; 1
+    for a random direction. head: square of the head's gradient norm. table: what a tied head adds to the square of the
+    table's.
     """
 
     kernel: np.ndarray
     projected: np.ndarray
     mean: np.ndarray
     rows: np.ndarray
+    radial: np.ndarray
     head: float
     table: float
 
@@ -45,15 +47,18 @@ def upstream(arch: Architecture, batch: TokenBatch, z: Stream, row: OwnRow) -> U
     gain = np.float32(arch.logit_scale**2 * arch.std("embedding" if arch.tied else "head")[0] ** 2)
     overlap = softmax_overlap(z.kernel * (gain * d), size)
     mean = gain * softmax_spread(diagonal(z.kernel) * (gain * d), size)
-    normed = block(arch.block).last_norm
+    normed, absent = block(arch.block).last_norm, np.zeros_like(mean)
+    if not normed:
+        absent = diagonal(overlap) * (1 - radial_share(diagonal(z.kernel) * (gain * d), size))
     left = free(z.kernel, arch, d) if normed else np.ones_like(z.kernel)
     if not arch.tied:
         error = overlap - np.float32(2 / size) + batch.same_target
         spread = z.kernel * outer(mean)
         kernel, projected = (error * gain + spread) / count**2, error * gain * left / count**2
+        radial = 1 - gain * absent / count**2 / np.maximum(diagonal(kernel), np.finfo(np.float32).tiny)
         head = arch.logit_scale**2 * d * batch.total(error * z.kernel) / float(count) ** 2
         mean = np.zeros_like(mean) if normed else mean / count
-        return Upstream(kernel, projected, mean, np.zeros_like(mean), head, 0.0)
+        return Upstream(kernel, projected, mean, np.zeros_like(mean), radial, head, 0.0)
     same, follows = batch.same_input, batch.follows
     length = np.maximum(np.sqrt(diagonal(z.kernel)), np.finfo(np.float32).tiny)
     whole = np.maximum(np.sqrt(row.size + diagonal(row.beside)), np.finfo(np.float32).tiny)
@@ -82,7 +87,10 @@ def upstream(arch: Architecture, batch: TokenBatch, z: Stream, row: OwnRow) -> U
     table = arch.logit_scale**2 * d * batch.total(error * z.kernel) / float(count) ** 2
     table += _meeting(arch, batch, outer(own) * same + beside, own, excess, both, at_words)
     along = -own * rows if normed else mean
-    return Upstream(error * scale + spread / count**2, projected * scale, along / count, rows / count, 0.0, table)
+    kernel = error * scale + spread / count**2
+    absent = absent * (1 - 2 * first + second)
+    radial = 1 - scale * absent / np.maximum(diagonal(kernel), np.finfo(np.float32).tiny)
+    return Upstream(kernel, projected * scale, along / count, rows / count, radial, 0.0, table)
 
 
 _SHARPEST = 50.0

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import special
 
-from theory.softmax_overlap import probability_of_logit, softmax_overlap, softmax_spread
+from theory.softmax_overlap import probability_of_logit, radial_share, softmax_overlap, softmax_spread
 
 variances = st.floats(1e-3, 20.0)
 sizes = st.integers(1, 200_000)
@@ -43,6 +43,17 @@ def test_drawn_softmaxes_overlap_as_much(vocab_size, variance, correlation):
     each = (p[0] * p[1]).sum(axis=-1)
     error = 5 * each.std() / np.sqrt(len(each)) + 2e-3 * each.mean()
     assert abs(overlap(variance, correlation, vocab_size) - each.mean()) < error
+
+
+@pytest.mark.parametrize("vocab_size", [2, 256])
+def test_what_softmaxes_draw_from_the_heads_rows_along_the_token(vocab_size):
+    """Twice as much as along another direction at a variance of 2, a quarter of it where one word has all; 3 % left by
+    the draws."""
+    for variance in (0.01, 2.0, 25.0, 64.0):
+        u = np.random.default_rng(0).standard_normal((2**22 // vocab_size, vocab_size))
+        p = special.softmax(np.sqrt(variance) * u, axis=1)
+        expected = (p * u).sum(axis=1).var() / (p**2).sum(axis=1).mean()
+        np.testing.assert_allclose(radial_share(np.full(3, variance), vocab_size), expected, rtol=0.03)
 
 
 def test_tokens_of_unequal_length():
