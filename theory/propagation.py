@@ -333,19 +333,23 @@ def _back(
         lost = random * share
         if output is not None:
             reaching, lost = reaching * output.jacobian(arch, radial=1 - lost), np.ones_like(lost)
-        increment, into, own = sublayer.backward(arch, addition.layer, batch, Arriving(reaching, lost, out), draws)
-        increment = increment * np.float32(factor**2)
+        back = sublayer.backward(arch, addition.layer, batch, Arriving(reaching, lost, out), draws)
+        increment = back.kernel * np.float32(factor**2)
         if pre is not None:
             increment = increment * pre.jacobian(arch)
-        if into is not None:
-            returned.append((into if pre is None else pre.along_before(into)) * np.float32(factor**2))
+        if back.mean is not None:
+            into = back.mean if pre is None else pre.along_before(back.mean)
+            returned.append(into * np.float32(factor**2))
         before = before + increment
         level = level + diagonal(increment) * _Along.of(pre is None, arch, level).mean
-        felt = felt if response is None else felt + diagonal(increment)
-        squares |= own
+        if response is not None:
+            felt = felt + diagonal(increment)
+        elif pre is None:
+            felt = felt + back.scores * np.float32(factor**2)
+        squares |= back.squares
     size, grown = diagonal(gradient), np.maximum(diagonal(before), _LEAST)
     alone, lacking = _lacking(addition, shortcut, gradient, random)
-    missing = np.minimum((lacking - alone) / arch.d_model / grown, 0.5)  # of a width of a few coordinates
+    missing = np.clip((lacking - alone) / arch.d_model / grown, -1, 0.5)  # where few coordinates leave no small share
     before = before * outer(np.sqrt(1 - missing))
     if mean is not None:
         crossed, mean = _with_means(mean, returned, addition, shortcut, batch)

@@ -131,12 +131,11 @@ class Heads:
         inward = (1 - np.sqrt(1 - lost * np.float32(heads / num_heads))) * outputs
         inward /= np.maximum((outputs**2).sum(axis=(1, 4), keepdims=True), np.finfo(np.float32).tiny)
         repeats = int(np.clip(min(2**12 // n, 2**18 // (num_heads * d_head)) // (heads * d_head), 1, 8))
-        stretch = np.float32(repeats * heads) ** -0.5 / np.sqrt(1 - lost / np.float32(num_heads * d_head))
-        steady = 0.0 if mean is None else mean @ outputs * np.float32(repeats * heads) ** -0.5
+        share, steady = np.float32(repeats * heads) ** -0.5, 0.0 if mean is None else mean @ outputs
         at_queries, at_keys = np.zeros_like(gradients[..., :1]), np.zeros_like(gradients[..., :1])
         for _ in range(repeats):
             g = _split(gradients @ draws.own(n, gradients.shape[-1], heads * d_head), sequences, heads)
-            g = (g - (g * outputs).sum(axis=(1, 4), keepdims=True) * inward) * stretch + steady
+            g = (g - (g * outputs).sum(axis=(1, 4), keepdims=True) * inward + steady) * share
             scores = self._at_logits(weights, g @ self.values.mT)
             queries = flat(self._before(0, scores @ self.keys))
             keys = flat(self._before(1, scores.mT @ self.queries))

@@ -31,16 +31,26 @@ class Arriving:
     mean: np.ndarray | None
 
 
+@dataclass(frozen=True)
+class Returned:
+    """dL/d(input) of a sub-layer, and what its matrices receive.
+
+    kernel: [n, S, S], of the fluctuation about a mean along the inputs, which is left to add. mean: B as in `Arriving`.
+    squares: of the norms of the matrices' gradients. scores: [n, S], how much of the kernel's diagonal has come through
+    logits that grow with the tokens' length.
+    """
+
+    kernel: np.ndarray
+    mean: np.ndarray | None
+    squares: dict[str, float]
+    scores: np.ndarray
+
+
 class Sublayer(Protocol):
     """Either part of a block, in one layer of some networks."""
 
-    def backward(
-        self, arch: Architecture, layer: int, batch: TokenBatch, arriving: Arriving, draws: Draws
-    ) -> tuple[np.ndarray, np.ndarray | None, dict[str, float]]:
-        """From dL/d(output): the kernel of dL/d(input), its mean along the inputs, the matrices' squared gradients.
-
-        The kernel returned is that of the fluctuation about this mean, which is left to add.
-        """
+    def backward(self, arch: Architecture, layer: int, batch: TokenBatch, arriving: Arriving, draws: Draws) -> Returned:
+        """From dL/d(output) to dL/d(input)."""
         ...
 
     def expected(self, arch: Architecture, layer: int) -> np.ndarray:
@@ -97,15 +107,14 @@ class _FeedForward:
         made = _FeedForward(tokens, function, slope, other, drawn, inner)
         return made, rows * np.float32(np.sqrt(arch.ff_width * down))
 
-    def backward(
-        self, arch: Architecture, layer: int, batch: TokenBatch, arriving: Arriving, draws: Draws
-    ) -> tuple[np.ndarray, np.ndarray | None, dict[str, float]]:
+    def backward(self, arch: Architecture, layer: int, batch: TokenBatch, arriving: Arriving, draws: Draws) -> Returned:
         gradient, mean = arriving.kernel, arriving.mean
         d, width, z = arch.d_model, arch.ff_width, self.tokens.kernel
         up, down, gate = (_variance(arch, f"feed_forward.{name}", layer) for name in ("up", "down", "gate"))
         hidden = self.hidden if self.inner is None else self.inner.tokens.kernel
         squares = {"feed_forward.down": d * width * batch.total(gradient * hidden)}
-        inner = gradient * np.float32(d * down) * _left(arriving.lost, width)
+        left = _left(arriving.lost, width)
+        inner = gradient * np.float32(d * down) * left
         if self.inner is not None:
             inner = inner * self.inner.jacobian(arch, width)
         steady = along = None
@@ -122,7 +131,7 @@ class _FeedForward:
                 at_up = at_up + steady * self.slope * at_slope
                 along = self._bent(arch, mean, d * up) * np.float32(width * up)
             squares["feed_forward.up"] = d * width * batch.total(at_up * z)
-            return at_up * np.float32(width * up), along, squares
+            return Returned(at_up * left * np.float32(width * up), along, squares, np.zeros_like(arriving.lost))
         at_up, at_gate = inner * self.function, inner * self.slope * self.other
         if mean is not None:
             at_slope, at_function = concentration(activation(arch.activation), z * np.float32(d * gate))
@@ -133,7 +142,8 @@ class _FeedForward:
             along = along + bent * np.float32(width * gate)
         squares["feed_forward.up"] = d * width * batch.total(at_up * z)
         squares["feed_forward.gate"] = d * width * batch.total(at_gate * z)
-        return at_up * np.float32(width * up) + at_gate * np.float32(width * gate), along, squares
+        kernel = at_up * np.float32(width * up) + at_gate * np.float32(width * gate)
+        return Returned(kernel * left, along, squares, np.zeros_like(arriving.lost))
 
     def _bent(self, arch: Architecture, mean: np.ndarray, variance: float) -> np.ndarray:
         """Of F'(u_t) sum_s mean_ts F(u_s): coefficients of its mean along the u, by Stein's lemma."""
@@ -204,9 +214,7 @@ class _Attention:
             scale = output
         return _Attention(tokens, mixed, heads, group, inner), rows * np.float32(np.sqrt(scale))
 
-    def backward(
-        self, arch: Architecture, layer: int, batch: TokenBatch, arriving: Arriving, draws: Draws
-    ) -> tuple[np.ndarray, np.ndarray | None, dict[str, float]]:
+    def backward(self, arch: Architecture, layer: int, batch: TokenBatch, arriving: Arriving, draws: Draws) -> Returned:
         gradient, lost, mean = arriving.kernel, arriving.lost, arriving.mean
         d, z = arch.d_model, self.tokens.kernel
         query, key, value, output = (
@@ -239,12 +247,14 @@ class _Attention:
             along = along + np.eye(along.shape[-1], dtype=along.dtype) * (through / size)
             mean = mean * np.float32(np.sqrt(linear * arch.d_head))
         values = values * self.heads.value_jacobian()
+        squares["attention.value"] = d * d * batch.total(values * z)
         gain = np.float32(d * linear)
         queries, keys = self.heads.score_gradients(draws, weights, root(reaching), lost, arch.num_heads, mean)
         squares["attention.query"] = float(gain) * batch.total(queries * z) * d
         squares["attention.key"] = float(gain) * batch.total(keys * z) * d
-        squares["attention.value"] = d * d * batch.total(values * z)
-        return values * np.float32(d * value) + (queries * query + keys * key) * gain, along, squares
+        scores = (queries * query + keys * key) * gain
+        kernel = values * _left(lost, d) * np.float32(d * value) + scores
+        return Returned(kernel, along, squares, np.zeros_like(lost) if scheme.normed else diagonal(scores))
 
     def expected(self, arch: Architecture, layer: int) -> np.ndarray:
         value, output = (arch.d_model * _variance(arch, f"attention.{name}", layer) for name in ("value", "output"))
@@ -264,11 +274,12 @@ def _variance(arch: Architecture, kind: str, layer: int) -> float:
 
 
 def _left(lost: np.ndarray, width: int) -> np.ndarray:
-    """Factor [n, S, S] of a gradient's kernel behind a matrix of that width that makes the output; see `backward`.
+    """What W^T leaves of a gradient's kernel, over that of a W that is random to it: a factor [n, S, S].
 
-    1 - (l + l') / width but for its square: a kernel times this is a kernel, in a width of a few coordinates too.
+    lost: which share of its variance each token's gradient lacks along W h_t. What W^T returns lacks as much along h_t,
+    one direction of that width, and what the matrix that made h_t returns, once more.
     """
-    return outer(np.sqrt(np.maximum(1 - 2 * lost / np.float32(width), 0)))
+    return outer(np.sqrt(np.maximum(1 - lost / np.float32(width), 0)))
 
 
 def _inner_norm(arch: Architecture, rows: np.ndarray, width: int, variance: float) -> tuple[np.ndarray, Norm]:

@@ -49,8 +49,8 @@ def predicted(arch, part):
     sublayer, _ = forward(part, arch, 0, Stream(rows, rows @ rows.mT), batch, draws)
     gradient, lost = np.tile(np.eye(T, dtype=np.float32), (networks, 1, 1)), np.zeros((networks, T), np.float32)
     mean = np.tile(MEAN, (networks, 1, 1, 1, 1))
-    _, along, _ = sublayer.backward(arch, 0, batch, Arriving(gradient, lost, mean), draws)
-    return along.mean(axis=0)[0, 0]
+    returned = sublayer.backward(arch, 0, batch, Arriving(gradient, lost, mean), draws)
+    return returned.mean.mean(axis=0)[0, 0]
 
 
 NORMED_INSIDE = Block("normed_inside", pre_norm=False, inner_norm=True, final_norm=False)
