@@ -148,10 +148,10 @@ class Heads:
         [n, 1, sequences, T, 1]. It is what a mean gradient through the scores has along the tokens, as W_Q and W_K are
         known along them.
         """
-        products = self.queries @ self.keys.mT
         if self.divisors[0] is not None:  # a norm hides their lengths
-            return np.zeros_like(products[:, :1, ..., :1])
-        met = products * self._at_logits(weights, mean @ (weights.attention @ self.values) @ self.values.mT)
+            return np.zeros_like(mean[..., :1])
+        scores = self._at_logits(weights, mean @ (weights.attention @ self.values) @ self.values.mT)
+        met = (self.queries @ self.keys.mT) * scores
         along = met.sum(axis=-1) + met.sum(axis=-2)
         return along.mean(axis=1, keepdims=True)[..., None]
 

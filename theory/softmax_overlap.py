@@ -5,7 +5,7 @@ For a vocabulary V that is large beside exp(2 variance) it is exp(variance x cor
 variance of 2 (He's head) that is a fifth too much where tokens are alike.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -49,9 +49,7 @@ def softmax_overlap(covariance: np.ndarray, vocab_size: int) -> np.ndarray:
 
 def softmax_spread(variances: np.ndarray, vocab_size: int) -> np.ndarray:
     """1 - E[sum_v p_v^2] of tokens whose logits have these variances, [...], however small it is."""
-    alone = np.zeros(variances.shape)
-    for point, weight in _weights(_points(variances), variances):
-        alone -= weight * np.expm1(np.polyval(_series(point, vocab_size), 1.0))
+    alone = _interpolated(lambda point: -np.expm1(np.polyval(_series(point, vocab_size), 1.0)), variances)
     return (alone * np.minimum(np.sqrt(LARGEST_VARIANCE / variances), 1)).astype(variances.dtype)
 
 
@@ -62,10 +60,7 @@ def radial_share(variances: np.ndarray, vocab_size: int) -> np.ndarray:
     whose logits they are, in units of that along a random direction: 1 of flat softmaxes, that of a largest logit of
     sharp ones.
     """
-    share = np.zeros(variances.shape)
-    for point, weight in _weights(_points(variances), variances):
-        share += weight * _radial_share(point, vocab_size)
-    return share.astype(variances.dtype)
+    return _interpolated(lambda point: _radial_share(point, vocab_size), variances).astype(variances.dtype)
 
 
 @lru_cache(maxsize=256)
@@ -86,6 +81,14 @@ def _radial_share(variance: float, vocab_size: int) -> float:
     twice = np.exp(log_s) * s * vocab_size
     mean = (s * vocab_size * first * others).sum()
     return float(((twice * (square * others + pairs)).sum() - mean**2) / (twice * size * others).sum())
+
+
+def _interpolated(value: Callable[[float], float | np.ndarray], variances: np.ndarray) -> np.ndarray:
+    """A function of the logits' variance at these."""
+    total = np.zeros(variances.shape)
+    for point, weight in _weights(_points(variances), variances):
+        total += weight * value(point)
+    return total
 
 
 def _points(variances: np.ndarray) -> list[float]:

@@ -88,6 +88,11 @@ class _FeedForward:
     def hidden(self) -> np.ndarray:
         return self.function if self.other is None else self.function * self.other
 
+    @property
+    def drawn(self) -> np.ndarray:
+        """This network's kernel of the hidden layer, whose mean is `hidden`."""
+        return self.rows @ self.rows.mT
+
     @staticmethod
     def forward(
         arch: Architecture, layer: int, tokens: Stream, batch: TokenBatch, draws: Draws
@@ -121,7 +126,7 @@ class _FeedForward:
         if mean is not None:
             mean = mean * np.float32(d * down)
             mean = mean if self.inner is None else self.inner.along_before(mean)
-            drawn = self.rows @ self.rows.mT
+            drawn = self.drawn
             steady = sandwich(mean, drawn)
             mean = mean if self.inner is not None else mean * realized(mean, drawn, self.hidden)
         if self.other is None:
@@ -154,7 +159,7 @@ class _FeedForward:
         return mean * blocks(self.slope, mean.shape[2]) + np.eye(mean.shape[-1], dtype=mean.dtype) * felt
 
     def expected(self, arch: Architecture, layer: int) -> np.ndarray:
-        hidden = self.rows @ self.rows.mT if self.inner is None else self.inner.tokens.kernel
+        hidden = self.drawn if self.inner is None else self.inner.tokens.kernel
         return hidden * np.float32(arch.ff_width * _variance(arch, "feed_forward.down", layer))
 
     def response(self, arch: Architecture, layer: int, batch: TokenBatch, size: np.ndarray) -> np.ndarray:
@@ -234,14 +239,14 @@ class _Attention:
             mean = mean * np.float32(d * output)
             mean = mean if self.inner is None else self.inner.along_before(mean)
             at_values = weights.attention.mT @ mean @ weights.attention
-            hidden = scheme.qkv_norm or self.inner is not None
-            written = 1.0 if hidden else realized(mean, self.mixed, sandwich(weights.attention, z))
             n, heads = at_values.shape[:2]
             together = at_values.reshape(n, heads // self.group, self.group, *at_values.shape[2:]).mean(axis=2)
             added = sandwich(together, _value_kernel(self.heads)[:, :: self.group])  # heads that share values agree
             values = values + added * np.float32(linear * arch.num_heads / arch.kv_heads)
-            along = weights.attention.mT @ (mean * written) @ weights.attention
-            along = self.heads.before_norm(along).mean(axis=1, keepdims=True) * np.float32(d * value)
+            if not (scheme.qkv_norm or self.inner is not None):
+                written = mean * realized(mean, self.mixed, sandwich(weights.attention, z))
+                at_values = weights.attention.mT @ written @ weights.attention
+            along = self.heads.before_norm(at_values).mean(axis=1, keepdims=True) * np.float32(d * value)
             through = self.heads.along_scores(weights, mean) * np.float32(linear * arch.d_head**0.5)
             size = np.maximum(diagonal(z), np.finfo(np.float32).tiny).reshape(through.shape)
             along = along + np.eye(along.shape[-1], dtype=along.dtype) * (through / size)
