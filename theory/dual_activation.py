@@ -51,6 +51,26 @@ def dual_activation(activation: Activation, covariance: np.ndarray) -> tuple[np.
     )
 
 
+def sampled(activation: Activation, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """F(u) and F'(u), read off between 2^12 points, float32."""
+    largest = max(float(np.abs(u).max()), float(np.finfo(np.float32).tiny))
+    values, spacing = _points(activation, int(np.ceil(2 * np.log2(1.001 * largest))))
+    place = u * np.float32(1 / spacing) + np.float32(values.shape[-1] // 2)
+    low = place.astype(np.int32)
+    place -= low
+    function, function_rise, slope, slope_rise = values
+    return function[low] + place * function_rise[low], slope[low] + place * slope_rise[low]
+
+
+@lru_cache(maxsize=64)
+def _points(activation: Activation, size: int) -> tuple[np.ndarray, float]:
+    """F, its rise to the next point, F' and its rise, at points from -2^(size / 2) to 2^(size / 2); their spacing."""
+    points = np.linspace(-(2 ** (size / 2)), 2 ** (size / 2), 2**12 + 1)
+    found = [_function(activation, derivative)(points) for derivative in (False, True)]
+    rows = [row for values in found for row in (values[:-1], np.diff(values))]
+    return np.array(rows, np.float32), float(points[1] - points[0])
+
+
 def growth_moment(activation: Activation, covariance: np.ndarray) -> np.ndarray:
     """E[u F'(u) F(u')] for the same Gaussians, float[..., T, T]; F itself where F(c u) = c F(u)."""
     if activation == ACTIVATIONS["relu"]:

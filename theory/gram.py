@@ -52,9 +52,11 @@ def root(kernel: np.ndarray) -> np.ndarray:
 
     Each token gets some roundings of its own size, which matters where tokens differ by no more than that.
     """
-    scale = 8 * np.einsum("...tt->...", kernel)[..., None, None] / kernel.shape[-1] * np.finfo(kernel.dtype).eps
+    raised = kernel.copy()
+    diagonal = np.einsum("...tt->...t", raised)
+    diagonal += 8 * np.finfo(kernel.dtype).eps * diagonal.mean(axis=-1, keepdims=True)
     try:
-        return np.linalg.cholesky(kernel + scale * np.eye(kernel.shape[-1], dtype=kernel.dtype))
+        return np.linalg.cholesky(raised)
     except np.linalg.LinAlgError:
         if kernel.ndim > 2:
             return np.stack([root(each) for each in kernel])
@@ -73,6 +75,15 @@ def wishart_root(draws: Draws, count: int, size: int, degrees: int) -> np.ndarra
     diagonal = np.arange(size)
     factor[..., diagonal, diagonal] = draws.chi(degrees - diagonal, count)
     return factor * scale
+
+
+def enlarged(units: np.ndarray, mean: np.ndarray, width: int) -> np.ndarray:
+    """Gram matrix over `width` independent units, of mean [n, T, T], from k <= width of them [n, T, k].
+
+    What those differ by from the mean is made less, so that all covariances are those of the whole.
+    """
+    share = np.float32(np.sqrt(units.shape[-1] / width))
+    return units @ units.mT * (share / units.shape[-1]) + mean * (1 - share)
 
 
 def random_rows(draws: Draws, rows: np.ndarray, d_model: int, span: int) -> tuple[np.ndarray, np.ndarray]:

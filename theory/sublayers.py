@@ -9,12 +9,15 @@ import numpy as np
 from theory.activation import activation
 from theory.architecture import Architecture
 from theory.attention_scheme import attention_scheme
-from theory.dual_activation import concentration, dual_activation, growth_moment, mean_activation
-from theory.gram import Draws, root, wishart_root
+from theory.dual_activation import concentration, dual_activation, growth_moment, mean_activation, sampled
+from theory.gram import Draws, enlarged, root, wishart_root
 from theory.positions import alibi_slopes
 from theory.random_attention import Heads, Variant, flat
 from theory.stream import Norm, Stream, blocks, diagonal, mean_share, outer
 from theory.token_batch import TokenBatch
+
+_UNITS = 128
+"""of a wide hidden layer that are drawn"""
 
 
 @dataclass(frozen=True)
@@ -73,50 +76,59 @@ def forward(
 class _FeedForward:
     """K += d_ff s_2^2 E[F F'];  G += (d s_1^2)(d_ff s_2^2) E[F' F''] o G. Gated: E[F F'] o U, U the other branch's.
 
-    function, slope: the kernels of F and F'. other: U. rows: of the hidden layer as drawn, [n, S, k], over the root of
-    its width. inner: the norm before W_2, if there is one.
+    function, slope: the kernels of F and F' in the mean over W_1. other: U. drawn: this network's kernel of the hidden
+    layer, whose mean is `hidden`. at_up, at_gate: this network's kernels of what a gradient is multiplied by on its way
+    from the hidden layer to W_1 z and to W_g z. inner: the norm before W_2, if there is one.
     """
 
     tokens: Stream
     function: np.ndarray
     slope: np.ndarray
     other: np.ndarray | None
-    rows: np.ndarray
+    drawn: np.ndarray
+    at_up: np.ndarray
+    at_gate: np.ndarray | None
     inner: Norm | None
 
     @property
     def hidden(self) -> np.ndarray:
         return self.function if self.other is None else self.function * self.other
 
-    @property
-    def drawn(self) -> np.ndarray:
-        """This network's kernel of the hidden layer, whose mean is `hidden`."""
-        return self.rows @ self.rows.mT
-
     @staticmethod
     def forward(
         arch: Architecture, layer: int, tokens: Stream, batch: TokenBatch, draws: Draws
     ) -> tuple["_FeedForward", np.ndarray]:
-        scheme = activation(arch.activation)
+        scheme, width = activation(arch.activation), arch.ff_width
         up, down, gate = (_variance(arch, f"feed_forward.{name}", layer) for name in ("up", "down", "gate"))
-        before = tokens.kernel * np.float32(arch.d_model * (gate if scheme.gated else up))
+        bent = np.float32(arch.d_model * (gate if scheme.gated else up))
+        before, shape = tokens.kernel * bent, (*tokens.rows.shape[::2], min(width, _UNITS))
         function, slope = dual_activation(scheme, before)
-        other = tokens.kernel * np.float32(arch.d_model * up) if scheme.gated else None
-        kernel = function if other is None else function * other
-        if arch.normed("inner", "feed_forward") and arch.norm == "layer_norm" and other is None:
-            kernel = kernel - outer(mean_activation(scheme, before))
-        drawn, inner = root(kernel) @ wishart_root(draws, len(kernel), kernel.shape[-1], arch.ff_width), None
-        rows = drawn
+        values, slopes = sampled(scheme, tokens.rows @ draws.odd(*shape) * np.sqrt(bent))
+        if scheme.gated:
+            other = tokens.kernel * np.float32(arch.d_model * up)
+            linear = tokens.rows @ draws.odd(*shape) * np.float32(np.sqrt(arch.d_model * up))
+            at_up = enlarged(values, function, width)
+            at_gate = enlarged(slopes * linear, slope * other, width)
+            drawn = enlarged(values * linear, function * other, width)
+        else:
+            other = at_gate = None
+            at_up = enlarged(slopes, slope, width)
+            kernel = function
+            if arch.normed("inner", "feed_forward") and arch.norm == "layer_norm":
+                mean = mean_activation(scheme, before)
+                kernel, values = kernel - outer(mean), values - mean[..., None]
+            drawn = enlarged(values, kernel, width)
+        rows, inner = root(drawn), None
         if arch.normed("inner", "feed_forward"):
-            rows, inner = _inner_norm(arch, drawn, arch.ff_width, 1.0)
-        made = _FeedForward(tokens, function, slope, other, drawn, inner)
-        return made, rows * np.float32(np.sqrt(arch.ff_width * down))
+            rows, inner = _inner_norm(arch, rows, width, 1.0)
+        made = _FeedForward(tokens, function, slope, other, drawn, at_up, at_gate, inner)
+        return made, rows * np.float32(np.sqrt(width * down))
 
     def backward(self, arch: Architecture, layer: int, batch: TokenBatch, arriving: Arriving, draws: Draws) -> Returned:
         gradient, mean = arriving.kernel, arriving.mean
         d, width, z = arch.d_model, arch.ff_width, self.tokens.kernel
         up, down, gate = (_variance(arch, f"feed_forward.{name}", layer) for name in ("up", "down", "gate"))
-        hidden = self.hidden if self.inner is None else self.inner.tokens.kernel
+        hidden = self.drawn if self.inner is None else self.inner.tokens.kernel
         squares = {"feed_forward.down": d * width * batch.total(gradient * hidden)}
         left = _left(arriving.lost, width)
         inner = gradient * np.float32(d * down) * left
@@ -126,18 +138,17 @@ class _FeedForward:
         if mean is not None:
             mean = mean * np.float32(d * down)
             mean = mean if self.inner is None else self.inner.along_before(mean)
-            drawn = self.drawn
-            steady = sandwich(mean, drawn)
-            mean = mean if self.inner is not None else mean * realized(mean, drawn, self.hidden)
+            steady = sandwich(mean, self.drawn)
+            mean = mean if self.inner is not None else mean * realized(mean, self.drawn, self.hidden)
         if self.other is None:
-            at_up = inner * self.slope
+            at_up = inner * self.at_up
             if mean is not None:
                 at_slope, _ = concentration(activation(arch.activation), z * np.float32(d * up))
                 at_up = at_up + steady * self.slope * at_slope
                 along = self._bent(arch, mean, d * up) * np.float32(width * up)
             squares["feed_forward.up"] = d * width * batch.total(at_up * z)
             return Returned(at_up * left * np.float32(width * up), along, squares, np.zeros_like(arriving.lost))
-        at_up, at_gate = inner * self.function, inner * self.slope * self.other
+        at_up, at_gate = inner * self.at_up, inner * self.at_gate
         if mean is not None:
             at_slope, at_function = concentration(activation(arch.activation), z * np.float32(d * gate))
             at_up = at_up + steady * self.function * at_function
