@@ -149,10 +149,10 @@ class _Addition:
 
     outputs: by part, |y|^2 / d summed over the batch's tokens. parts: each with its norm on the input and on the
     output, if there are. before, after: |x|^2 / d of every token, the sum's before its own norm, which is `post`.
-    shares: of the sum's square, each part's. responses: of each part, mean product of its outputs and of what those
-    grow by if a token grows; None where a norm hides the tokens' lengths. Where the gradient has a mean, kernel: of the
-    stream before; row: amplitude of each token's row in it. Where no last norm takes from the gradient what lies along
-    the stream, kept: x_t . x'_u / d, met: of each part y_t . x'_u / d.
+    cosine: of the angle between the two. shares: squared cosine of each part's output and the sum. responses: of each
+    part, mean product of its outputs and of what those grow by if a token grows; None where a norm hides their length.
+    Where the gradient has a mean, kernel: of the stream before; row: amplitude of each token's row in it. Where no last
+    norm takes from the gradient what lies along the stream, kept: x_t . x'_u / d, met: of each part y_t . x'_u / d.
     """
 
     layer: int
@@ -160,6 +160,7 @@ class _Addition:
     parts: tuple[tuple[Sublayer, Norm | None, Norm | None], ...]
     before: np.ndarray
     after: np.ndarray
+    cosine: np.ndarray
     outputs: tuple[tuple[str, float], ...]
     shares: tuple[np.ndarray, ...]
     responses: tuple[np.ndarray | None, ...]
@@ -229,7 +230,7 @@ def _add(
 ) -> tuple[Stream, OwnRow, _Addition]:
     shortcut, branch, factor = arch.factors(layer)
     norm = stream.norm(arch) if any(arch.normed("pre", part) for part in parts) else None
-    total, done, sizes, responses, outputs, written = stream.times(shortcut), [], [], [], [], []
+    total, done, responses, outputs, written = stream.times(shortcut), [], [], [], []
     for part in parts:
         pre = norm if arch.normed("pre", part) else None
         tokens = (stream if pre is None else pre.tokens).times(factor)
@@ -240,13 +241,16 @@ def _add(
             added, output = added.normed(arch)
         written.append(added)
         total = total.plus(added.times(branch))
-        sizes.append(branch**2 * added.size)
         blind = arch.hides_length(part)
         responses.append(None if blind else np.float32(branch**2) * sublayer.response(arch, layer, batch, added.size))
         done.append((sublayer, pre, output))
     before, after = diagonal(stream.kernel).copy(), diagonal(total.kernel).copy()  # not views, which keep the kernels
-    grown = np.maximum(1 - shortcut**2 * before / after, 0)
-    shares = tuple(grown * size / np.maximum(sum(sizes), np.finfo(np.float32).tiny) for size in sizes)
+    along = stream.rows * np.float32(shortcut) + sum(added.along for added in written) * np.float32(branch)
+    cosine = _cosine(np.sum(stream.rows * along, axis=-1), before, after)
+    shares = []
+    for added in written:
+        product = np.sum(added.along * along, axis=-1) + np.sum(added.beside**2, axis=-1) * np.float32(branch)
+        shares.append(_cosine(product, added.size, after) ** 2)
     post = total.norm(arch) if block(arch.block).post_norm else None
     kernel, kept, met = None, None, list[np.ndarray]()
     before_row = np.sqrt(row.size)
@@ -257,16 +261,21 @@ def _add(
             row = row.plus(added.times(branch).kernel)
         row = row if post is None else row.over(post.divisor)
     if not block(arch.block).last_norm:
-        along = stream.rows * np.float32(shortcut) + sum(added.along for added in written) * np.float32(branch)
         kernel, kept = stream.kernel, stream.rows @ along.mT
         for added in written:
             product = added.along @ along.mT + added.beside @ added.beside.mT * np.float32(branch)
             met.append(product)
     addition = _Addition(
-        layer, shortcut, tuple(done), before, after, tuple(outputs), shares, tuple(responses), post, kernel,
-        before_row, kept, tuple(met),
+        layer, shortcut, tuple(done), before, after, cosine, tuple(outputs), tuple(shares), tuple(responses), post,
+        kernel, before_row, kept, tuple(met),
     )  # fmt: skip
     return total if post is None else post.tokens, row, addition
+
+
+def _cosine(products: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Between vectors of these products and squared lengths; 0 where one is nothing."""
+    tiny = np.finfo(np.float32).tiny
+    return np.clip(products / np.sqrt(np.maximum(first, tiny)) / np.sqrt(np.maximum(second, tiny)), -1, 1)
 
 
 @dataclass(frozen=True)
@@ -323,7 +332,8 @@ def _back(
         if mean is not None:
             mean = mean.before(addition.post, addition.row * np.float32(shortcut) / addition.post.divisor)
     before, squares = gradient * np.float32(shortcut**2), dict[str, float]()
-    level, felt, random = diagonal(before) * along.mean, np.zeros_like(along.mean), 1 - along.radial
+    level, random = diagonal(before) * along.mean, 1 - along.radial
+    felt, deaf = np.zeros_like(level), np.zeros_like(level)
     returned = list[np.ndarray]()
     means = [None] * len(addition.parts) if mean is None else _at_outputs(arch, addition, mean.tokens)
     for (sublayer, pre, output), share, response, out in zip(
@@ -332,7 +342,7 @@ def _back(
         reaching = gradient * np.float32(branch**2)
         lost = random * share
         if output is not None:
-            reaching, lost = reaching * output.jacobian(arch, radial=1 - lost), np.ones_like(lost)
+            reaching, lost = reaching * output.jacobian(arch, radial=1 - lost, mean=along.mean), np.ones_like(lost)
         back = sublayer.backward(arch, addition.layer, batch, Arriving(reaching, lost, out), draws)
         increment = back.kernel * np.float32(factor**2)
         if pre is not None:
@@ -345,11 +355,13 @@ def _back(
         if response is not None:
             felt = felt + diagonal(increment)
         elif pre is None:
-            felt = felt + back.scores * np.float32(factor**2)
+            heard = back.heard * np.float32(factor**2)
+            felt, deaf = felt + heard, deaf + diagonal(increment) - heard
         squares |= back.squares
     size, grown = diagonal(gradient), np.maximum(diagonal(before), _LEAST)
     alone, lacking = _lacking(addition, shortcut, gradient, random)
-    missing = np.clip((lacking - alone) / arch.d_model / grown, -1, 0.5)  # where few coordinates leave no small share
+    missing = (lacking - alone + deaf) / arch.d_model / grown
+    missing = np.clip(missing, -1, 0.5)  # where few coordinates leave no small share
     before = before * outer(np.sqrt(1 - missing))
     if mean is not None:
         crossed, mean = _with_means(mean, returned, addition, shortcut, batch)
@@ -396,18 +408,21 @@ def _lacking(
 
     [n, S] each. g' of kernel `gradient` is what returns to the sum, x' = a x + f. random: which share of its variance
     g' lacks along x'; 1 below the last norm, which makes the loss blind to the length of x. Of a sub-layer that has a
-    norm, g . x = a g' . x, and a x has the share a^2 |x|^2 / |x'|^2 along x'. One without returns to token s also
-    g'_t . (J_ts x_s) of all tokens t, and J_ts x_s . f_t is its response.
+    norm, g . x = a g' . x, and x has a part along x'. One without returns to token s also g'_t . (J_ts x_s) of all
+    tokens t, and J_ts x_s . f_t is its response.
     """
-    alone = diagonal(gradient) * random * np.float32(shortcut**4) * addition.before / addition.after
+    kept = np.float32(shortcut) * addition.cosine
+    alone = diagonal(gradient) * random * kept**2
     heard = [response for response in addition.responses if response is not None]
     if not heard:
         return alone, alone
     response = np.sum(heard, axis=0)
     sequences, seq_len = response.shape[2:4]
-    before, after = (size.reshape(len(size), 1, sequences, seq_len) for size in (addition.before, addition.after))
-    along = np.eye(seq_len, dtype=np.float32) * (np.float32(shortcut**2) * before[..., None]) + response
-    along = along / np.sqrt(after)[..., None] / np.sqrt(before)[..., None, :]
+    before, after, kept = (
+        each.reshape(len(each), 1, sequences, seq_len) for each in (addition.before, addition.after, kept)
+    )
+    along = response / np.sqrt(after)[..., None] / np.sqrt(before)[..., None, :]
+    along = along + np.eye(seq_len, dtype=np.float32) * kept[..., None]
     lost = blocks(gradient * (pair_sum(random) / 2), sequences)
     return alone, (along * (lost @ along)).sum(axis=-2).reshape(random.shape)
 

@@ -13,7 +13,7 @@ from theory.dual_activation import concentration, dual_activation, growth_moment
 from theory.gram import Draws, enlarged, root, wishart_root
 from theory.positions import alibi_slopes
 from theory.random_attention import Heads, Variant, flat
-from theory.stream import Norm, Stream, blocks, diagonal, mean_share, outer
+from theory.stream import Norm, Stream, blocks, diagonal, mean_share, outer, pair_sum
 from theory.token_batch import TokenBatch
 
 _UNITS = 128
@@ -39,14 +39,15 @@ class Returned:
     """dL/d(input) of a sub-layer, and what its matrices receive.
 
     kernel: [n, S, S], of the fluctuation about a mean along the inputs, which is left to add. mean: B as in `Arriving`.
-    squares: of the norms of the matrices' gradients. scores: [n, S], how much of the kernel's diagonal has come through
-    logits that grow with the tokens' length.
+    squares: of the norms of the matrices' gradients. heard: [n, S], how much of the kernel's diagonal may lie along the
+    token even where a norm hides the outputs' lengths: what has come through logits that grow with the token, or from
+    outputs that it is only a part of.
     """
 
     kernel: np.ndarray
     mean: np.ndarray | None
     squares: dict[str, float]
-    scores: np.ndarray
+    heard: np.ndarray
 
 
 class Sublayer(Protocol):
@@ -111,7 +112,7 @@ class _FeedForward:
             at_gate = enlarged(slopes * linear, slope * other, width)
             drawn = enlarged(values * linear, function * other, width)
         else:
-            other = at_gate = None
+            other, at_gate = None, None
             at_up = enlarged(slopes, slope, width)
             kernel = function
             if arch.normed("inner", "feed_forward") and arch.norm == "layer_norm":
@@ -125,32 +126,33 @@ class _FeedForward:
         return made, rows * np.float32(np.sqrt(width * down))
 
     def backward(self, arch: Architecture, layer: int, batch: TokenBatch, arriving: Arriving, draws: Draws) -> Returned:
-        gradient, mean = arriving.kernel, arriving.mean
+        gradient, lost, mean = arriving.kernel, arriving.lost, arriving.mean
         d, width, z = arch.d_model, arch.ff_width, self.tokens.kernel
         up, down, gate = (_variance(arch, f"feed_forward.{name}", layer) for name in ("up", "down", "gate"))
         hidden = self.drawn if self.inner is None else self.inner.tokens.kernel
         squares = {"feed_forward.down": d * width * batch.total(gradient * hidden)}
-        left = _left(arriving.lost, width)
-        inner = gradient * np.float32(d * down) * left
+        inner = gradient * np.float32(d * down)
+        at_slope, at_function = concentration(
+            activation(arch.activation), z * np.float32(d * (up if self.other is None else gate))
+        )
         if self.inner is not None:
-            inner = inner * self.inner.jacobian(arch, width)
+            inner, lost = inner * self.inner.jacobian(arch, width, radial=0.0), np.ones_like(lost)
         steady = along = None
         if mean is not None:
             mean = mean * np.float32(d * down)
             mean = mean if self.inner is None else self.inner.along_before(mean)
             steady = sandwich(mean, self.drawn)
             mean = mean if self.inner is not None else mean * realized(mean, self.drawn, self.hidden)
-        if self.other is None:
-            at_up = inner * self.at_up
+        if self.other is None or self.at_gate is None:
+            at_up = inner * self.at_up * _left(lost, hidden, width / at_slope)
             if mean is not None:
-                at_slope, _ = concentration(activation(arch.activation), z * np.float32(d * up))
                 at_up = at_up + steady * self.slope * at_slope
                 along = self._bent(arch, mean, d * up) * np.float32(width * up)
             squares["feed_forward.up"] = d * width * batch.total(at_up * z)
-            return Returned(at_up * left * np.float32(width * up), along, squares, np.zeros_like(arriving.lost))
-        at_up, at_gate = inner * self.at_up, inner * self.at_gate
+            return Returned(at_up * np.float32(width * up), along, squares, np.zeros_like(lost))
+        at_up = inner * self.at_up * _left(lost, hidden, width / at_function)
+        at_gate = inner * self.at_gate * _left(lost, hidden, width / (3 * at_slope))
         if mean is not None:
-            at_slope, at_function = concentration(activation(arch.activation), z * np.float32(d * gate))
             at_up = at_up + steady * self.function * at_function
             at_gate = at_gate + steady * self.slope * self.other * (3 * at_slope)
             along = mean * blocks(self.function, mean.shape[2]) * np.float32(width * up)
@@ -159,7 +161,7 @@ class _FeedForward:
         squares["feed_forward.up"] = d * width * batch.total(at_up * z)
         squares["feed_forward.gate"] = d * width * batch.total(at_gate * z)
         kernel = at_up * np.float32(width * up) + at_gate * np.float32(width * gate)
-        return Returned(kernel * left, along, squares, np.zeros_like(arriving.lost))
+        return Returned(kernel, along, squares, np.zeros_like(lost))
 
     def _bent(self, arch: Architecture, mean: np.ndarray, variance: float) -> np.ndarray:
         """Of F'(u_t) sum_s mean_ts F(u_s): coefficients of its mean along the u, by Stein's lemma."""
@@ -242,9 +244,9 @@ class _Attention:
         squares = {"attention.output": d * d * batch.total(gradient * mixed)}
         reaching = gradient * np.float32(d * output)
         if self.inner is not None:
-            reaching, lost = reaching * self.inner.jacobian(arch), np.ones_like(lost)
+            reaching, lost = reaching * self.inner.jacobian(arch, radial=0.0), np.ones_like(lost)
         weights = self.heads.weights()
-        values = sandwich(weights.attention.mT, reaching * _left(lost, d))
+        values = sandwich(weights.attention.mT, reaching * _left(lost, mixed, d))
         along = None
         if mean is not None:
             mean = mean * np.float32(d * output)
@@ -269,8 +271,22 @@ class _Attention:
         squares["attention.query"] = float(gain) * batch.total(queries * z) * d
         squares["attention.key"] = float(gain) * batch.total(keys * z) * d
         scores = (queries * query + keys * key) * gain
-        kernel = values * _left(lost, d) * np.float32(d * value) + scores
-        return Returned(kernel, along, squares, np.zeros_like(lost) if scheme.normed else diagonal(scores))
+        elsewhere = self._elsewhere(weights.attention)
+        values = values * outer(np.sqrt(np.maximum(1 - lost * elsewhere / np.float32(d), 0))) * np.float32(d * value)
+        heard = np.zeros_like(lost) if scheme.qkv_norm else diagonal(values) * elsewhere
+        heard = heard if scheme.normed else heard + diagonal(scores)
+        return Returned(values + scores, along, squares, heard)
+
+    def _elsewhere(self, attention: np.ndarray) -> np.ndarray:
+        """Which share of what W_V^T returns less than at random, o = A x W_V being known, is not along x_s, [n, S]."""
+        tiny = np.finfo(np.float32).tiny
+        kernel = blocks(self.tokens.kernel, attention.shape[2])
+        lengths = np.sqrt(np.maximum(np.einsum("nhstt->nhst", kernel), tiny))
+        seen, squares = attention @ kernel, attention**2
+        sizes = np.sqrt(np.maximum((attention * seen).sum(axis=-1, keepdims=True), tiny))
+        cosine = seen / sizes / lengths[..., None, :]
+        along = (squares * cosine**2).sum(axis=(1, 3)) / np.maximum(squares.sum(axis=(1, 3)), tiny)
+        return 1 - along.reshape(len(kernel), -1)
 
     def expected(self, arch: Architecture, layer: int) -> np.ndarray:
         value, output = (arch.d_model * _variance(arch, f"attention.{name}", layer) for name in ("value", "output"))
@@ -289,13 +305,17 @@ def _variance(arch: Architecture, kind: str, layer: int) -> float:
     return float(arch.effective_std(kind)[layer] ** 2) if kind in arch.matrices else 0.0
 
 
-def _left(lost: np.ndarray, width: int) -> np.ndarray:
+def _left(lost: np.ndarray, hidden: np.ndarray, width: float) -> np.ndarray:
     """What W^T leaves of a gradient's kernel, over that of a W that is random to it: a factor [n, S, S].
 
     lost: which share of its variance each token's gradient lacks along W h_t. What W^T returns lacks as much along h_t,
-    one direction of that width, and what the matrix that made h_t returns, once more.
+    one direction of that width; of fewer, where what follows is large where h_t is. hidden: kernel of the h. The factor
+    is E tr(P_t P_t') / width, where P_t takes that much away along h_t.
     """
-    return outer(np.sqrt(np.maximum(1 - lost / np.float32(width), 0)))
+    taken = 1 - np.sqrt(1 - np.minimum(lost, 1))
+    sizes = np.sqrt(np.maximum(diagonal(hidden), np.finfo(np.float32).tiny))
+    cosine = hidden / sizes[:, :, None] / sizes[:, None, :]
+    return 1 - (pair_sum(taken) - outer(taken) * cosine**2) / np.float32(max(width, 1))
 
 
 def _inner_norm(arch: Architecture, rows: np.ndarray, width: int, variance: float) -> tuple[np.ndarray, Norm]:
