@@ -53,7 +53,7 @@ def dual_activation(activation: Activation, covariance: np.ndarray) -> tuple[np.
 
 def sampled(activation: Activation, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """F(u) and F'(u), read off between 2^12 points, float32."""
-    largest = max(float(np.abs(u).max()), float(np.finfo(np.float32).tiny))
+    largest = max(float(np.abs(u).max()), 1e-30)
     values, spacing = _points(activation, int(np.ceil(2 * np.log2(1.001 * largest))))
     place = u * np.float32(1 / spacing) + np.float32(values.shape[-1] // 2)
     low = place.astype(np.int32)
@@ -83,22 +83,6 @@ def growth_moment(activation: Activation, covariance: np.ndarray) -> np.ndarray:
     typical = _typical(std)
     share = np.sqrt(_second_moment(activation, std, False) / _second_moment(activation, np.array(typical), False))
     return _sum(_growth_series(activation, typical), share, correlation)
-
-
-def concentration(activation: Activation, covariance: np.ndarray) -> tuple[float, float]:
-    """E[(F F')^2] / (E[F^2] E[F'^2]) and E[F^4] / E[F^2]^2 of the same Gaussians, at their root mean square."""
-    return _concentration(activation, _typical(np.sqrt(np.einsum("...tt->...t", covariance))))
-
-
-@lru_cache(maxsize=1024)
-def _concentration(activation: Activation, std: float) -> tuple[float, float]:
-    nodes, weights, _ = hermite_quadrature()
-    function, slope = (_function(activation, derivative)(std * nodes) for derivative in (False, True))
-    size = weights @ function**2
-    if not size:
-        return 1.0, 1.0
-    at_slope = weights @ (function * slope) ** 2 / size / (weights @ slope**2)
-    return float(at_slope), float(weights @ function**4 / size**2)
 
 
 def mean_activation(activation: Activation, covariance: np.ndarray) -> np.ndarray:

@@ -107,10 +107,35 @@ def _squares_at(
 def _mean_squares(
     arch: Architecture, batch_size: int, tokens: np.ndarray | None, networks: int | None
 ) -> dict[str, np.ndarray]:
-    """`_squares` in the mean over the whole ensemble."""
+    """`_squares` in the mean over the whole ensemble, which grows up to fourfold where networks differ much."""
     seeds = np.random.SeedSequence(0)
-    half = -(-(ensemble_size(arch, tokens) if networks is None else networks) // 2)
     rng = np.random.default_rng(seeds)
+    count = ensemble_size(arch, tokens) if networks is None else networks
+    drawn = _ensemble(arch, batch_size, tokens, count, seeds, rng)
+    if networks is None:
+        first = np.concatenate([pairs for _, pairs in drawn])
+        error = np.std(first) / np.mean(first) / max(len(first) - 1, 1) ** 0.5
+        times = min((error / (2 * _WELL)) ** 2, _MOST)
+        if times > 1:
+            drawn += _ensemble(arch, batch_size, tokens, int(np.ceil(count * (times - 1))), seeds, rng)
+    sizes = [len(pairs) for _, pairs in drawn]
+    return {name: np.average([part[name] for part, _ in drawn], axis=0, weights=sizes) for name in drawn[0][0]}
+
+
+_WELL, _MOST = 0.02, 4
+"""standard error of the gradient's norm at the first place, above which more networks are followed; times as many"""
+
+
+def _ensemble(
+    arch: Architecture,
+    batch_size: int,
+    tokens: np.ndarray | None,
+    networks: int,
+    seeds: np.random.SeedSequence,
+    rng: np.random.Generator,
+) -> list[tuple[dict[str, np.ndarray], np.ndarray]]:
+    """`_squares` of that many networks more, by groups."""
+    half = -(-networks // 2)
     chosen = rng.integers(arch.vocab_size, size=(half, min(2, batch_size), arch.seq_len + 1))
     if tokens is not None:
         chosen = representative_pairs(tokens, half, rng)
@@ -118,7 +143,7 @@ def _mean_squares(
     groups = [np.concatenate([group, group]) for group in np.array_split(chosen, -(-len(chosen) // largest))]
     draws = [Draws.of(seed) for seed in seeds.spawn(len(groups))]
 
-    def squares(group: np.ndarray, draws: Draws) -> dict[str, np.ndarray]:
+    def squares(group: np.ndarray, draws: Draws) -> tuple[dict[str, np.ndarray], np.ndarray]:
         with np.errstate(over="raise", invalid="raise"):
             try:
                 return _squares(arch, TokenBatch.of(arch, batch_size, group, tokens is None), draws)
@@ -134,9 +159,7 @@ def _mean_squares(
                 ) from None
 
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        drawn = list(pool.map(squares, groups, draws))
-    sizes = [len(group) for group in groups]
-    return {name: np.average([part[name] for part in drawn], axis=0, weights=sizes) for name in drawn[0]}
+        return list(pool.map(squares, groups, draws))
 
 
 _LEAST = np.sqrt(np.finfo(np.float32).tiny)
@@ -171,8 +194,11 @@ class _Addition:
     met: tuple[np.ndarray, ...]
 
 
-def _squares(arch: Architecture, batch: TokenBatch, draws: Draws) -> dict[str, np.ndarray]:
-    """Every square that a Prediction has the root of, in the mean over one group of networks."""
+def _squares(arch: Architecture, batch: TokenBatch, draws: Draws) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Every square that a Prediction has the root of, in the mean over one group of networks.
+
+    And the gradient's at the first place, up to a factor that all groups share, for each pair of mirror images.
+    """
     stream, row = embed(arch, batch, draws)
     variances, additions = [stream.observed_variance(arch, batch)], list[_Addition]()
     for layer in range(arch.num_layers):
@@ -216,7 +242,8 @@ def _squares(arch: Architecture, batch: TokenBatch, draws: Draws) -> dict[str, n
     table = _table_gradient(arch, batch, gradient) * scale + above.table
     tables = {"embedding": np.array([table])} | ({} if arch.tied else {"head": np.array([above.head])})
     places = {"shortcut_std": np.array(variances), "gradient_norm": arch.d_model * np.array(norms[::-1])}
-    return squares | tables | places
+    pairs = diagonal(gradient).mean(axis=-1, dtype=np.float64).reshape(2, -1).mean(axis=0) * scale
+    return squares | tables | places, pairs
 
 
 def _add(

@@ -9,7 +9,7 @@ import numpy as np
 from theory.activation import activation
 from theory.architecture import Architecture
 from theory.attention_scheme import attention_scheme
-from theory.dual_activation import concentration, dual_activation, growth_moment, mean_activation, sampled
+from theory.dual_activation import dual_activation, growth_moment, mean_activation, sampled
 from theory.gram import Draws, enlarged, root, wishart_root
 from theory.positions import alibi_slopes
 from theory.random_attention import Heads, Variant, flat
@@ -78,8 +78,8 @@ class _FeedForward:
     """K += d_ff s_2^2 E[F F'];  G += (d s_1^2)(d_ff s_2^2) E[F' F''] o G. Gated: E[F F'] o U, U the other branch's.
 
     function, slope: the kernels of F and F' in the mean over W_1. other: U. drawn: this network's kernel of the hidden
-    layer, whose mean is `hidden`. at_up, at_gate: this network's kernels of what a gradient is multiplied by on its way
-    from the hidden layer to W_1 z and to W_g z. inner: the norm before W_2, if there is one.
+    layer, whose mean is `hidden`. values, slopes, linear: F, F' and, if gated, W_1 z of some of its units, [n, S, k].
+    inner: the norm before W_2, if there is one.
     """
 
     tokens: Stream
@@ -87,13 +87,18 @@ class _FeedForward:
     slope: np.ndarray
     other: np.ndarray | None
     drawn: np.ndarray
-    at_up: np.ndarray
-    at_gate: np.ndarray | None
+    values: np.ndarray
+    slopes: np.ndarray
+    linear: np.ndarray | None
     inner: Norm | None
 
     @property
     def hidden(self) -> np.ndarray:
         return self.function if self.other is None else self.function * self.other
+
+    @property
+    def units(self) -> np.ndarray:
+        return self.values if self.linear is None else self.values * self.linear
 
     @staticmethod
     def forward(
@@ -105,24 +110,19 @@ class _FeedForward:
         before, shape = tokens.kernel * bent, (*tokens.rows.shape[::2], min(width, _UNITS))
         function, slope = dual_activation(scheme, before)
         values, slopes = sampled(scheme, tokens.rows @ draws.odd(*shape) * np.sqrt(bent))
+        kernel, other, linear, inner = function, None, None, None
         if scheme.gated:
             other = tokens.kernel * np.float32(arch.d_model * up)
             linear = tokens.rows @ draws.odd(*shape) * np.float32(np.sqrt(arch.d_model * up))
-            at_up = enlarged(values, function, width)
-            at_gate = enlarged(slopes * linear, slope * other, width)
-            drawn = enlarged(values * linear, function * other, width)
-        else:
-            other, at_gate = None, None
-            at_up = enlarged(slopes, slope, width)
-            kernel = function
-            if arch.normed("inner", "feed_forward") and arch.norm == "layer_norm":
-                mean = mean_activation(scheme, before)
-                kernel, values = kernel - outer(mean), values - mean[..., None]
-            drawn = enlarged(values, kernel, width)
-        rows, inner = root(drawn), None
+            kernel = function * other
+        elif arch.normed("inner", "feed_forward") and arch.norm == "layer_norm":
+            mean = mean_activation(scheme, before)
+            kernel, values = kernel - outer(mean), values - mean[..., None]
+        drawn = enlarged(values if linear is None else values * linear, kernel, width)
+        rows = root(drawn)
         if arch.normed("inner", "feed_forward"):
             rows, inner = _inner_norm(arch, rows, width, 1.0)
-        made = _FeedForward(tokens, function, slope, other, drawn, at_up, at_gate, inner)
+        made = _FeedForward(tokens, function, slope, other, drawn, values, slopes, linear, inner)
         return made, rows * np.float32(np.sqrt(width * down))
 
     def backward(self, arch: Architecture, layer: int, batch: TokenBatch, arriving: Arriving, draws: Draws) -> Returned:
@@ -131,37 +131,58 @@ class _FeedForward:
         up, down, gate = (_variance(arch, f"feed_forward.{name}", layer) for name in ("up", "down", "gate"))
         hidden = self.drawn if self.inner is None else self.inner.tokens.kernel
         squares = {"feed_forward.down": d * width * batch.total(gradient * hidden)}
-        inner = gradient * np.float32(d * down)
-        at_slope, at_function = concentration(
-            activation(arch.activation), z * np.float32(d * (up if self.other is None else gate))
-        )
+        inner, nothing = gradient * np.float32(d * down), np.zeros_like(lost)
         if self.inner is not None:
             inner, lost = inner * self.inner.jacobian(arch, width, radial=0.0), np.ones_like(lost)
         steady = along = None
         if mean is not None:
             mean = mean * np.float32(d * down)
             mean = mean if self.inner is None else self.inner.along_before(mean)
-            steady = sandwich(mean, self.drawn)
+            steady = mean[:, 0] @ self.units.reshape(len(z), *mean.shape[2:4], -1)
+            steady = steady.reshape(self.units.shape)
             mean = mean if self.inner is not None else mean * realized(mean, self.drawn, self.hidden)
-        if self.other is None or self.at_gate is None:
-            at_up = inner * self.at_up * _left(lost, hidden, width / at_slope)
+        if self.other is None or self.linear is None:
+            at_up = self._through(inner, lost, steady, self.slopes, self.slope, width)
             if mean is not None:
-                at_up = at_up + steady * self.slope * at_slope
                 along = self._bent(arch, mean, d * up) * np.float32(width * up)
             squares["feed_forward.up"] = d * width * batch.total(at_up * z)
-            return Returned(at_up * np.float32(width * up), along, squares, np.zeros_like(lost))
-        at_up = inner * self.at_up * _left(lost, hidden, width / at_function)
-        at_gate = inner * self.at_gate * _left(lost, hidden, width / (3 * at_slope))
+            return Returned(at_up * np.float32(width * up), along, squares, nothing)
+        at_up = self._through(inner, lost, steady, self.values, self.function, width)
+        at_gate = self._through(inner, lost, steady, self.slopes * self.linear, self.slope * self.other, width)
         if mean is not None:
-            at_up = at_up + steady * self.function * at_function
-            at_gate = at_gate + steady * self.slope * self.other * (3 * at_slope)
             along = mean * blocks(self.function, mean.shape[2]) * np.float32(width * up)
             bent = self._bent(arch, mean * blocks(self.other, mean.shape[2]), d * gate)
             along = along + bent * np.float32(width * gate)
         squares["feed_forward.up"] = d * width * batch.total(at_up * z)
         squares["feed_forward.gate"] = d * width * batch.total(at_gate * z)
         kernel = at_up * np.float32(width * up) + at_gate * np.float32(width * gate)
-        return Returned(kernel, along, squares, np.zeros_like(lost))
+        return Returned(kernel, along, squares, nothing)
+
+    def _through(
+        self,
+        gradient: np.ndarray,
+        lost: np.ndarray,
+        steady: np.ndarray | None,
+        factors: np.ndarray,
+        expected: np.ndarray,
+        width: int,
+    ) -> np.ndarray:
+        """Kernel of dL/d(hidden) times `factors`, which have the kernel `expected` on average.
+
+        gradient: kernel of dL/d(hidden), which lacks along the hidden layer what dL/d(output) lacks along the output.
+        steady: its mean. Sum_i a_ti a_ui (P_t P_u)_ii of these units, where P_t takes that much away along h_t.
+        """
+        taken = 1 - np.sqrt(1 - np.minimum(lost, 1))
+        unit = self.units
+        unit = unit / np.sqrt(np.maximum(np.sum(unit**2, axis=-1, keepdims=True), np.finfo(np.float32).tiny))
+        along = factors * unit
+        once = (along * unit * taken[..., None]) @ factors.mT
+        twice = along @ along.mT * (unit @ unit.mT) * outer(taken)
+        kernel = gradient * (enlarged(factors, expected, width) - (once + once.mT - twice) / np.float32(width))
+        if steady is not None:
+            reached = steady * factors
+            kernel = kernel + reached @ reached.mT / np.float32(reached.shape[-1])
+        return kernel
 
     def _bent(self, arch: Architecture, mean: np.ndarray, variance: float) -> np.ndarray:
         """Of F'(u_t) sum_s mean_ts F(u_s): coefficients of its mean along the u, by Stein's lemma."""
@@ -305,17 +326,17 @@ def _variance(arch: Architecture, kind: str, layer: int) -> float:
     return float(arch.effective_std(kind)[layer] ** 2) if kind in arch.matrices else 0.0
 
 
-def _left(lost: np.ndarray, hidden: np.ndarray, width: float) -> np.ndarray:
+def _left(lost: np.ndarray, hidden: np.ndarray, width: int) -> np.ndarray:
     """What W^T leaves of a gradient's kernel, over that of a W that is random to it: a factor [n, S, S].
 
     lost: which share of its variance each token's gradient lacks along W h_t. What W^T returns lacks as much along h_t,
-    one direction of that width; of fewer, where what follows is large where h_t is. hidden: kernel of the h. The factor
-    is E tr(P_t P_t') / width, where P_t takes that much away along h_t.
+    one direction of that width. hidden: kernel of the h. The factor is E tr(P_t P_t') / width, where P_t takes that
+    much away along h_t.
     """
     taken = 1 - np.sqrt(1 - np.minimum(lost, 1))
     sizes = np.sqrt(np.maximum(diagonal(hidden), np.finfo(np.float32).tiny))
     cosine = hidden / sizes[:, :, None] / sizes[:, None, :]
-    return 1 - (pair_sum(taken) - outer(taken) * cosine**2) / np.float32(max(width, 1))
+    return 1 - (pair_sum(taken) - outer(taken) * cosine**2) / np.float32(width)
 
 
 def _inner_norm(arch: Architecture, rows: np.ndarray, width: int, variance: float) -> tuple[np.ndarray, Norm]:

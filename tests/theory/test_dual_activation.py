@@ -6,7 +6,7 @@ import sympy as sp
 from scipy import integrate, stats
 
 from theory.activation import ACTIVATIONS, Activation, u
-from theory.dual_activation import concentration, dual_activation, growth_moment
+from theory.dual_activation import dual_activation, growth_moment, sampled
 
 
 def by_quadrature(function, first, second, correlation):
@@ -81,11 +81,23 @@ def test_growth_moment_is_the_moments_growth(name, first, second, correlation):
     np.testing.assert_allclose(found[0, 1], (ends[0] - ends[1]) / (2 * step), rtol=2e-3, atol=1e-5)
 
 
-def test_concentration_of_powers():
-    """F = u: E u^2 / E u^2 and E u^4 / (E u^2)^2; ReLU: E u_+^2 over half of it, and half of E u^4 over its square."""
-    np.testing.assert_allclose(concentration(ACTIVATIONS["identity"], np.full((1, 1), 0.49)), (1, 3), rtol=1e-6)
-    np.testing.assert_allclose(concentration(ACTIVATIONS["relu"], np.full((1, 1), 0.49)), (2, 6), rtol=0.02)
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 30.0, 1e5])
+def test_values_read_off_between_points_are_the_functions(name, scale):
+    """To half a square of the points' spacing times what F bends by at most, or, of a kink, within one spacing."""
+    u = (scale * np.random.default_rng(0).standard_normal((3, 4, 500))).astype(np.float32)
+    u[0, 0, :3] = 0, u.max(), u.min()
+    function, slope = ACTIVATIONS[name].numeric
+    values, slopes = sampled(ACTIVATIONS[name], u)
+    assert values.dtype == slopes.dtype == np.float32
+    apart = 1.5 * np.abs(u).max() / 2**11
+    error = apart if name == "relu" or scale > 1e3 else 0.2 * apart**2 + 1e-6 * scale
+    np.testing.assert_allclose(values, function(u.astype(float)), atol=error)
+    near = np.abs(u) < 2 * apart if name == "relu" or scale > 1e3 else np.zeros(u.shape, bool)
+    np.testing.assert_allclose(slopes[~near], slope(u.astype(float))[~near], atol=0.2 * min(apart, 0.1) ** 2 + 1e-6)
 
 
-def test_a_function_that_is_zero_has_no_concentration():
-    assert concentration(Activation("nothing", sp.S.Zero, "a test"), np.eye(2)) == (1, 1)
+def test_nothing_but_zeros_are_read_off_too():
+    values, slopes = sampled(ACTIVATIONS["gelu"], np.zeros((1, 2, 3), np.float32))
+    np.testing.assert_allclose(values, 0, atol=1e-30)
+    np.testing.assert_allclose(slopes, 0.5, atol=1e-6)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from theory.gram import Draws, random_rows, root, wishart_root
+from theory.gram import Draws, enlarged, random_rows, root, wishart_root
 
 DRAWS = 4000
 
@@ -74,3 +74,21 @@ def test_a_mirror_image_has_the_opposite_rows_the_same_gram_and_numbers_of_its_o
 
 def test_root_of_nothing_is_nothing():
     np.testing.assert_array_equal(root(np.zeros((2, 3, 3), np.float32)), 0)
+
+
+@pytest.mark.parametrize(("drawn", "width"), [(1, 1), (3, 3), (5, 40), (16, 1000)])
+def test_few_units_vary_as_all_of_them_do(drawn, width):
+    """ReLU units of two tokens: E F^2 = 1/2, E F^4 = 3/2, so that the width's mean square has the variance 5/4 / width,
+    where a Gaussian's would have 1/2 / width."""
+    correlation = 0.6
+    root_of = np.linalg.cholesky([[1, correlation], [correlation, 1]])
+    units = np.maximum(root_of @ np.random.default_rng(0).standard_normal((40_000, 2, drawn)), 0)
+    angle = np.arccos(correlation)
+    across = (np.sin(angle) + (np.pi - angle) * correlation) / (2 * np.pi)
+    mean = np.array([[0.5, across], [across, 0.5]])
+    gram = enlarged(units, np.broadcast_to(mean, (len(units), 2, 2)), width)
+    assert np.linalg.eigvalsh(gram).min() > -1e-12
+    np.testing.assert_allclose(gram.mean(axis=0), mean, atol=5 * np.sqrt(1.25 / width / len(units)))
+    np.testing.assert_allclose(gram.var(axis=0)[[0, 1], [0, 1]] * width, 1.25, rtol=0.06)
+    product = (units[..., 0] ** 2).prod(axis=1).mean() - 0.25
+    assert np.cov(gram[:, 0, 0], gram[:, 1, 1])[0, 1] * width == pytest.approx(product, rel=0.1)
