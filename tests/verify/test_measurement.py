@@ -212,6 +212,26 @@ def test_very_narrow_open_stacks_are_predicted(fields):
     np.testing.assert_allclose(found, measured, rtol=0.035)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"block": "sandwich", "activation": "relu", "attention": "qk_norm"},
+        {"block": "pre_ln", "activation": "swiglu", "attention": "qk_fc_norm", "d_ff": 32},
+        {"block": "sub_ln", "activation": "relu", "d_ff": 32},
+    ],
+)
+def test_very_narrow_stacks_with_norms_on_what_they_write_are_predicted(fields):
+    """11 to 19 % too small where a hidden layer varies as a Gaussian one, where what the gradient lacks along an output
+    is lost twice, or along the mean, which the last norm has taken out, once more. 2048 seeds leave 2 %."""
+    arch = Architecture(
+        num_layers=3, d_model=16, num_heads=2, seq_len=4, vocab_size=32, initialization="xavier", positions="none",
+        **fields,
+    )  # fmt: skip
+    measured = np.sqrt(np.square(measure(arch, batch_size=2, seeds=2048).gradient_norm).mean(axis=0))
+    found = predict(arch, batch_size=2, networks=1024).gradient_norm
+    np.testing.assert_allclose(found, measured, rtol=0.06)
+
+
 @pytest.mark.parametrize("arch", _TIED, ids=lambda arch: f"{arch.initialization}-{arch.embedding}")
 def test_tied_tables_are_predicted(arch):
     """The gradient of a token that is sure of itself runs along what the sub-layers have written, in all of them."""
