@@ -60,12 +60,11 @@ def predict(
 
     tokens: int[batch, seq_len + 1], which then also give the batch size; None: `batch_size` sequences of independent
     uniform tokens. networks: size of the ensemble, at least 2; the numbers' own sampling error falls as one over its
-    root. None: enough for 1 to 2 % in the norms in seconds (gradients of query and key: 7 %, of the widest 20 %), or what
-    can be had of that in a minute where networks differ much.
-    Sequences of more than 256 tokens are read off from shorter ones (`theory.long_sequence`), some per cent less near.
-    Source: arXiv 2312.16903 made exact to second moments; the chain of Gram matrices of arXiv 2206.02768. Raises
-    ValueError for tokens that do not fit, a batch size or a number of networks below 1, where float32 overflows,
-    and where a norm of epsilon 0 meets nothing but zeros.
+    root. None: enough for 1 to 2 % in the norms in seconds (gradients of query and key: 7 %, of the widest 20 %), or
+    for what a minute gives where networks differ much. Sequences of more than 256 tokens are read off from shorter ones
+    (`theory.long_sequence`), some per cent less near. Source: arXiv 2312.16903 made exact to second moments; the chain
+    of Gram matrices of arXiv 2206.02768. Raises ValueError for tokens that do not fit, a batch size or a number of
+    networks below 1, where float32 overflows, and where a norm of epsilon 0 meets nothing but zeros.
     """
     for name, value in (("batch_size", batch_size), ("networks", networks)):
         if value is not None and value < 1:

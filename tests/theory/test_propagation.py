@@ -8,7 +8,7 @@ import sympy as sp
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from theory import Architecture, Initialization, predict
+from theory import Architecture, Initialization, predict, propagation
 from theory.activation import ACTIVATIONS
 from theory.attention_scheme import ATTENTIONS
 from theory.block import BLOCKS
@@ -83,6 +83,31 @@ def test_any_size_of_the_ensemble_tells_the_same(networks):
     few, many = predict(arch, networks=networks), predict(arch, networks=64)
     np.testing.assert_allclose(few.shortcut_std, many.shortcut_std, rtol=0.01)
     np.testing.assert_allclose(few.gradient_norm, many.gradient_norm, rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("fields", "grows"),
+    [
+        ({"initialization": "megatron", "embedding": "scaled"}, False),
+        ({"initialization": "lecun", "block": "output_norm", "attention": "soft_clip"}, True),
+    ],
+)
+def test_more_networks_are_followed_where_they_differ(fields, grows, monkeypatch):
+    """Logits that grow with a stream that no norm divides make each network's attention its own."""
+    counts, ensemble = [], propagation._ensemble
+
+    def counted(arch, batch_size, tokens, networks, *random):
+        counts.append(networks)
+        return ensemble(arch, batch_size, tokens, networks, *random)
+
+    monkeypatch.setattr(propagation, "_ensemble", counted)
+    arch = Architecture(num_layers=8, d_model=64, num_heads=1, seq_len=32, **fields)
+    first = propagation.ensemble_size(arch, None)
+    predict(arch)
+    assert counts == [first, 3 * first] if grows else counts == [first]
+    counts.clear()
+    predict(arch, networks=6)
+    assert counts == [6]
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 8])
