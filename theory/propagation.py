@@ -4,8 +4,8 @@ Two kernels over the tokens go through the stack: K[t,t'] = x_t . x_t' / d forwa
 per coordinate, backward. Forward, a small ensemble of networks is followed, each by the Gram matrix that its own
 weights make (`theory.gram`), so that what depends on one network's token lengths and correlations, which compound
 with depth, is averaged where it acts. Attention is drawn from its own distribution (`theory.random_attention`), an
-activation acts by its dual (`theory.dual_activation`), and the upstream gradient has the true kernel of softmax minus
-one-hot.
+activation acts by its dual (`theory.dual_activation`) and by hidden units that are drawn, and the upstream gradient has
+the true kernel of softmax minus one-hot.
 
 A network of the ensemble sees two sequences of the batch, or the only one; what they have within and between them
 stands for the batch's sequences and pairs. All kernels are float32[n, S, S]: n networks, S = its sequences' tokens.
@@ -29,7 +29,20 @@ from theory.block import PARTS, block
 from theory.embedding import embedding
 from theory.gram import Draws
 from theory.long_sequence import FOLLOWED, extrapolate
-from theory.stream import Added, Norm, OwnRow, Stream, blocks, diagonal, embed, mean_share, outer, pair_sum, row_size
+from theory.stream import (
+    Added,
+    Norm,
+    OwnRow,
+    Stream,
+    blocks,
+    cosine,
+    diagonal,
+    embed,
+    mean_share,
+    outer,
+    pair_sum,
+    row_size,
+)
 from theory.sublayers import Arriving, Sublayer, block_product, forward, realized, sandwich
 from theory.token_batch import TokenBatch, representative_pairs
 from theory.upstream import upstream
@@ -273,11 +286,11 @@ def _add(
         done.append((sublayer, pre, output))
     before, after = diagonal(stream.kernel).copy(), diagonal(total.kernel).copy()  # not views, which keep the kernels
     along = stream.rows * np.float32(shortcut) + sum(added.along for added in written) * np.float32(branch)
-    cosine = _cosine(np.sum(stream.rows * along, axis=-1), before, after)
+    turned = cosine(np.sum(stream.rows * along, axis=-1), before, after)
     shares = []
     for added in written:
         product = np.sum(added.along * along, axis=-1) + np.sum(added.beside**2, axis=-1) * np.float32(branch)
-        shares.append(_cosine(product, added.size, after) ** 2)
+        shares.append(cosine(product, added.size, after) ** 2)
     post = total.norm(arch) if block(arch.block).post_norm else None
     kernel, kept, met = None, None, list[np.ndarray]()
     before_row = np.sqrt(row.size)
@@ -293,16 +306,10 @@ def _add(
             product = added.along @ along.mT + added.beside @ added.beside.mT * np.float32(branch)
             met.append(product)
     addition = _Addition(
-        layer, shortcut, tuple(done), before, after, cosine, tuple(outputs), tuple(shares), tuple(responses), post,
+        layer, shortcut, tuple(done), before, after, turned, tuple(outputs), tuple(shares), tuple(responses), post,
         kernel, before_row, kept, tuple(met),
     )  # fmt: skip
     return total if post is None else post.tokens, row, addition
-
-
-def _cosine(products: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Between vectors of these products and squared lengths; 0 where one is nothing."""
-    tiny = np.finfo(np.float32).tiny
-    return np.clip(products / np.sqrt(np.maximum(first, tiny)) / np.sqrt(np.maximum(second, tiny)), -1, 1)
 
 
 @dataclass(frozen=True)

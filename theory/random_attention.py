@@ -13,7 +13,7 @@ import numpy as np
 from theory.attention_scheme import ATTENTIONS, AttentionScheme
 from theory.gram import Draws
 from theory.positions import rope_angles
-from theory.stream import norm_mean
+from theory.stream import norm_mean, taken
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Heads:
         n, heads, sequences, seq_len, d_head = self.values.shape
         outputs = weights.attention @ self.values
         lost = lost.reshape(n, 1, sequences, seq_len, 1)
-        inward = (1 - np.sqrt(1 - lost * np.float32(heads / num_heads))) * outputs
+        inward = taken(lost * np.float32(heads / num_heads)) * outputs
         inward /= np.maximum((outputs**2).sum(axis=(1, 4), keepdims=True), np.finfo(np.float32).tiny)
         repeats = int(np.clip(min(2**12 // n, 2**18 // (num_heads * d_head)) // (heads * d_head), 1, 8))
         share, steady = np.float32(repeats * heads) ** -0.5, 0.0 if mean is None else mean @ outputs

@@ -32,6 +32,17 @@ def blocks(kernel: np.ndarray, sequences: int) -> np.ndarray:
     return np.einsum("nstsu->nstu", kernel.reshape(n, sequences, seq_len, sequences, seq_len))[:, None]
 
 
+def cosine(products: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Between vectors of these products and squared lengths; 0 where one is nothing."""
+    tiny = np.finfo(np.float32).tiny
+    return np.clip(products / np.sqrt(np.maximum(first, tiny)) / np.sqrt(np.maximum(second, tiny)), -1, 1)
+
+
+def taken(lost: np.ndarray) -> np.ndarray:
+    """Which part of what lies along a direction to take away, so that this share of its variance is lost."""
+    return 1 - np.sqrt(1 - np.minimum(lost, 1))
+
+
 @dataclass(frozen=True)
 class Stream:
     """Tokens as they enter a sub-layer or lie in the residual stream.

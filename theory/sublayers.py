@@ -13,7 +13,7 @@ from theory.dual_activation import dual_activation, growth_moment, mean_activati
 from theory.gram import Draws, enlarged, root, wishart_root
 from theory.positions import alibi_slopes
 from theory.random_attention import Heads, Variant, flat
-from theory.stream import Norm, Stream, blocks, diagonal, mean_share, outer, pair_sum
+from theory.stream import Norm, Stream, blocks, cosine, diagonal, mean_share, outer, pair_sum, taken
 from theory.token_batch import TokenBatch
 
 _UNITS = 128
@@ -78,8 +78,8 @@ class _FeedForward:
     """K += d_ff s_2^2 E[F F'];  G += (d s_1^2)(d_ff s_2^2) E[F' F''] o G. Gated: E[F F'] o U, U the other branch's.
 
     function, slope: the kernels of F and F' in the mean over W_1. other: U. drawn: this network's kernel of the hidden
-    layer, whose mean is `hidden`. values, slopes, linear: F, F' and, if gated, W_1 z of some of its units, [n, S, k].
-    inner: the norm before W_2, if there is one.
+    layer, whose mean is `hidden`. units: some of it, [n, S, k]. factors: what a gradient is multiplied by on its way to
+    W_1 z and, if gated, to W_g z, in these units, each with its kernel in the mean. inner: the norm before W_2, if any.
     """
 
     tokens: Stream
@@ -87,18 +87,13 @@ class _FeedForward:
     slope: np.ndarray
     other: np.ndarray | None
     drawn: np.ndarray
-    values: np.ndarray
-    slopes: np.ndarray
-    linear: np.ndarray | None
+    units: np.ndarray
+    factors: tuple[tuple[np.ndarray, np.ndarray], ...]
     inner: Norm | None
 
     @property
     def hidden(self) -> np.ndarray:
         return self.function if self.other is None else self.function * self.other
-
-    @property
-    def units(self) -> np.ndarray:
-        return self.values if self.linear is None else self.values * self.linear
 
     @staticmethod
     def forward(
@@ -109,20 +104,22 @@ class _FeedForward:
         bent = np.float32(arch.d_model * (gate if scheme.gated else up))
         before, shape = tokens.kernel * bent, (*tokens.rows.shape[::2], min(width, _UNITS))
         function, slope = dual_activation(scheme, before)
-        values, slopes = sampled(scheme, tokens.rows @ draws.odd(*shape) * np.sqrt(bent))
-        kernel, other, linear, inner = function, None, None, None
+        units, slopes = sampled(scheme, tokens.rows @ draws.odd(*shape) * np.sqrt(bent))
+        kernel, other, inner = function, None, None
+        factors: tuple[tuple[np.ndarray, np.ndarray], ...] = ((slopes, slope),)
         if scheme.gated:
             other = tokens.kernel * np.float32(arch.d_model * up)
             linear = tokens.rows @ draws.odd(*shape) * np.float32(np.sqrt(arch.d_model * up))
-            kernel = function * other
+            factors = (units, function), (slopes * linear, slope * other)
+            kernel, units = function * other, units * linear
         elif arch.normed("inner", "feed_forward") and arch.norm == "layer_norm":
             mean = mean_activation(scheme, before)
-            kernel, values = kernel - outer(mean), values - mean[..., None]
-        drawn = enlarged(values if linear is None else values * linear, kernel, width)
+            kernel, units = kernel - outer(mean), units - mean[..., None]
+        drawn = enlarged(units, kernel, width)
         rows = root(drawn)
         if arch.normed("inner", "feed_forward"):
             rows, inner = _inner_norm(arch, rows, width, 1.0)
-        made = _FeedForward(tokens, function, slope, other, drawn, values, slopes, linear, inner)
+        made = _FeedForward(tokens, function, slope, other, drawn, units, factors, inner)
         return made, rows * np.float32(np.sqrt(width * down))
 
     def backward(self, arch: Architecture, layer: int, batch: TokenBatch, arriving: Arriving, draws: Draws) -> Returned:
@@ -141,48 +138,42 @@ class _FeedForward:
             steady = mean[:, 0] @ self.units.reshape(len(z), *mean.shape[2:4], -1)
             steady = steady.reshape(self.units.shape)
             mean = mean if self.inner is not None else mean * realized(mean, self.drawn, self.hidden)
-        if self.other is None or self.linear is None:
-            at_up = self._through(inner, lost, steady, self.slopes, self.slope, width)
+        at_up, *at_gates = self._through(inner, lost, steady, width)
+        squares["feed_forward.up"] = d * width * batch.total(at_up * z)
+        kernel = at_up * np.float32(width * up)
+        if self.other is None:
             if mean is not None:
                 along = self._bent(arch, mean, d * up) * np.float32(width * up)
-            squares["feed_forward.up"] = d * width * batch.total(at_up * z)
-            return Returned(at_up * np.float32(width * up), along, squares, nothing)
-        at_up = self._through(inner, lost, steady, self.values, self.function, width)
-        at_gate = self._through(inner, lost, steady, self.slopes * self.linear, self.slope * self.other, width)
+            return Returned(kernel, along, squares, nothing)
+        squares["feed_forward.gate"] = d * width * batch.total(at_gates[0] * z)
         if mean is not None:
             along = mean * blocks(self.function, mean.shape[2]) * np.float32(width * up)
             bent = self._bent(arch, mean * blocks(self.other, mean.shape[2]), d * gate)
             along = along + bent * np.float32(width * gate)
-        squares["feed_forward.up"] = d * width * batch.total(at_up * z)
-        squares["feed_forward.gate"] = d * width * batch.total(at_gate * z)
-        kernel = at_up * np.float32(width * up) + at_gate * np.float32(width * gate)
-        return Returned(kernel, along, squares, nothing)
+        return Returned(kernel + at_gates[0] * np.float32(width * gate), along, squares, nothing)
 
     def _through(
-        self,
-        gradient: np.ndarray,
-        lost: np.ndarray,
-        steady: np.ndarray | None,
-        factors: np.ndarray,
-        expected: np.ndarray,
-        width: int,
-    ) -> np.ndarray:
-        """Kernel of dL/d(hidden) times `factors`, which have the kernel `expected` on average.
+        self, gradient: np.ndarray, lost: np.ndarray, steady: np.ndarray | None, width: int
+    ) -> list[np.ndarray]:
+        """Kernels of dL/d(hidden) times each of the `factors`.
 
         gradient: kernel of dL/d(hidden), which lacks along the hidden layer what dL/d(output) lacks along the output.
         steady: its mean. Sum_i a_ti a_ui (P_t P_u)_ii of these units, where P_t takes that much away along h_t.
         """
-        taken = 1 - np.sqrt(1 - np.minimum(lost, 1))
-        unit = self.units
-        unit = unit / np.sqrt(np.maximum(np.sum(unit**2, axis=-1, keepdims=True), np.finfo(np.float32).tiny))
-        along = factors * unit
-        once = (along * unit * taken[..., None]) @ factors.mT
-        twice = along @ along.mT * (unit @ unit.mT) * outer(taken)
-        kernel = gradient * (enlarged(factors, expected, width) - (once + once.mT - twice) / np.float32(width))
-        if steady is not None:
-            reached = steady * factors
-            kernel = kernel + reached @ reached.mT / np.float32(reached.shape[-1])
-        return kernel
+        less, size = taken(lost), np.sum(self.units**2, axis=-1, keepdims=True)
+        direction = self.units / np.sqrt(np.maximum(size, np.finfo(np.float32).tiny))
+        both = direction @ direction.mT * outer(less)
+        kernels = []
+        for factors, expected in self.factors:
+            along = factors * direction
+            once = (along * direction * less[..., None]) @ factors.mT
+            free = enlarged(factors, expected, width) - (once + once.mT - along @ along.mT * both) / np.float32(width)
+            kernel = gradient * free
+            if steady is not None:
+                reached = steady * factors
+                kernel = kernel + reached @ reached.mT / np.float32(reached.shape[-1])
+            kernels.append(kernel)
+        return kernels
 
     def _bent(self, arch: Architecture, mean: np.ndarray, variance: float) -> np.ndarray:
         """Of F'(u_t) sum_s mean_ts F(u_s): coefficients of its mean along the u, by Stein's lemma."""
@@ -300,13 +291,11 @@ class _Attention:
 
     def _elsewhere(self, attention: np.ndarray) -> np.ndarray:
         """Which share of what W_V^T returns less than at random, o = A x W_V being known, is not along x_s, [n, S]."""
-        tiny = np.finfo(np.float32).tiny
         kernel = blocks(self.tokens.kernel, attention.shape[2])
-        lengths = np.sqrt(np.maximum(np.einsum("nhstt->nhst", kernel), tiny))
         seen, squares = attention @ kernel, attention**2
-        sizes = np.sqrt(np.maximum((attention * seen).sum(axis=-1, keepdims=True), tiny))
-        cosine = seen / sizes / lengths[..., None, :]
-        along = (squares * cosine**2).sum(axis=(1, 3)) / np.maximum(squares.sum(axis=(1, 3)), tiny)
+        lengths = (attention * seen).sum(axis=-1, keepdims=True), np.einsum("nhstt->nhst", kernel)[..., None, :]
+        along = (squares * cosine(seen, *lengths) ** 2).sum(axis=(1, 3))
+        along = along / np.maximum(squares.sum(axis=(1, 3)), np.finfo(np.float32).tiny)
         return 1 - along.reshape(len(kernel), -1)
 
     def expected(self, arch: Architecture, layer: int) -> np.ndarray:
@@ -333,10 +322,9 @@ def _left(lost: np.ndarray, hidden: np.ndarray, width: int) -> np.ndarray:
     one direction of that width. hidden: kernel of the h. The factor is E tr(P_t P_t') / width, where P_t takes that
     much away along h_t.
     """
-    taken = 1 - np.sqrt(1 - np.minimum(lost, 1))
-    sizes = np.sqrt(np.maximum(diagonal(hidden), np.finfo(np.float32).tiny))
-    cosine = hidden / sizes[:, :, None] / sizes[:, None, :]
-    return 1 - (pair_sum(taken) - outer(taken) * cosine**2) / np.float32(width)
+    less, size = taken(lost), diagonal(hidden)
+    between = cosine(hidden, size[:, :, None], size[:, None, :])
+    return 1 - (pair_sum(less) - outer(less) * between**2) / np.float32(width)
 
 
 def _inner_norm(arch: Architecture, rows: np.ndarray, width: int, variance: float) -> tuple[np.ndarray, Norm]:
