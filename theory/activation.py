@@ -53,7 +53,7 @@ class Activation:
 
 
 def _erf(values: np.ndarray) -> np.ndarray:
-    return np.asarray(np.frompyfunc(math.erf, 1, 1)(values), np.float64)
+    return np.fromiter(map(math.erf, values.ravel().tolist()), np.float64, values.size).reshape(values.shape)
 
 
 _WITHOUT_SCIPY = {"erf": _erf, "pi": math.pi}

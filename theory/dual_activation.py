@@ -107,26 +107,33 @@ def _coefficients(activation: Activation, kind: str, std: np.ndarray) -> np.ndar
 
     The last one makes up for the terms left out.
     """
-    grid, table = _coefficient_table(activation, kind)
-    place = np.clip((np.log(std) - grid[0]) / (grid[1] - grid[0]), 0, len(grid) - 1.001)
+    place = np.clip((np.log(std) - _LEAST_LOG_STD) / _SPACING, 0, _MOST_POINTS)
     low = place.astype(int)
-    part = (place - low)[..., None]
+    first, last = int(low.min()) // _POINTS * _POINTS, int(low.max()) // _POINTS * _POINTS + _POINTS
+    table = _coefficient_table(activation, kind, first, last)
+    part, low = (place - low)[..., None], low - first
     scale = 1 if kind == "slope" else std[..., None]
     return (((1 - part) * table[low] + part * table[low + 1]) * scale).astype(std.dtype)
 
 
+_LEAST_LOG_STD, _SPACING, _MOST_POINTS = np.log(1e-6), 0.02, 2800
+"""of the standard deviations at which coefficients are tabulated, up to 2e18"""
+_POINTS = 50
+"""as many as are tabulated at a time"""
+
+
 @lru_cache(maxsize=64)
-def _coefficient_table(activation: Activation, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """Logarithms of the standard deviation, evenly, and the coefficients there, those of F and x F' over it."""
+def _coefficient_table(activation: Activation, kind: str, first: int, last: int) -> np.ndarray:
+    """The coefficients at these points, both ends included; those of F and x F' over the standard deviation."""
     nodes, weights, hermite = hermite_quadrature()
-    grid = np.log(1e-6) + 0.02 * np.arange(2800)
-    x = np.exp(grid)[:, None] * nodes
+    std = np.exp(_LEAST_LOG_STD + _SPACING * np.arange(first, last + 1))[:, None]
+    x = std * nodes
     values = _function(activation, kind != "function")(x) * (x if kind == "growth" else 1)
     weighted = values * weights
     table = weighted @ hermite.T
     rest = np.maximum((values * weighted).sum(axis=1) - (table**2).sum(axis=1), 0)
     table = np.column_stack([table, np.sqrt(rest)])
-    return grid, table if kind == "slope" else table / np.exp(grid)[:, None]
+    return table if kind == "slope" else table / std
 
 
 def _product(first: np.ndarray, second: np.ndarray, correlation: np.ndarray) -> np.ndarray:

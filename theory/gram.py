@@ -52,11 +52,11 @@ def root(kernel: np.ndarray) -> np.ndarray:
 
     Each token gets some roundings of its own size, which matters where tokens differ by no more than that.
     """
-    raised = kernel.copy()
+    raised = kernel.astype(np.float64)  # in which LAPACK's factorisation is the faster one, too
     diagonal = np.einsum("...tt->...t", raised)
     diagonal += 8 * np.finfo(kernel.dtype).eps * diagonal.mean(axis=-1, keepdims=True)
     try:
-        return np.linalg.cholesky(raised)
+        return np.linalg.cholesky(raised).astype(kernel.dtype)
     except np.linalg.LinAlgError:
         if kernel.ndim > 2:
             return np.stack([root(each) for each in kernel])
