@@ -45,6 +45,7 @@ SIZES = [  # num_layers, d_model, seq_len: the corners and the middle of 2..48 x
     (12, 256, 128), (24, 128, 64), (24, 256, 64), (24, 64, 128), (48, 128, 64), (48, 256, 32), (48, 64, 16),
     (6, 512, 256), (48, 512, 16),
 ]  # fmt: skip
+NAMED = ("block", "norm", "activation", "positions", "attention", "initialization", "embedding")
 MEASURED = ["quantity", "place", "measured", "noise", "seeds", "arch"]
 SEEDS, MOST_SEEDS = 8, 1024
 PLACES_ERROR, MATRICES_ERROR = 0.01, 0.02
@@ -124,6 +125,8 @@ def main() -> None:
     options = parser.parse_args()
     corpus = load_corpus("stdlib", 256)
     earlier = None if options.measured is None else pd.read_csv(options.measured)
+    if earlier is not None and (missing := {"case", *MEASURED} - set(earlier)):
+        raise SystemExit(f"{options.measured}: lacks {', '.join(sorted(missing))}; take a file made by --out")
     tables = []
     for number, (arch, on_text) in enumerate(grid(options.grid) if options.grid else cases(options.full)):
         if options.cases is not None and number not in options.cases:
@@ -139,23 +142,22 @@ def main() -> None:
                 raise SystemExit(
                     f"{options.measured}: case {number} is of another architecture than {arch}; measure it"
                 )
-        if measured.empty:
-            print(f"{number:3d} not measured", flush=True)
-            continue
         try:
             predicted = predictions(arch, tokens, large=not options.grid)
         except ValueError as error:
             largest = measured.loc[measured["quantity"] == "gradient_norm", "measured"].max()
             print(f"{number:3d} not predicted: {error}. Measured: gradient norms up to {largest:.1g}", flush=True)
             continue
+        if measured.empty:
+            print(f"{number:3d} not measured", flush=True)
+            continue
         table = pd.concat(
             with_prediction(measured.drop_duplicates(), prediction).assign(ensemble=name)
             for name, prediction in predicted
         )
         table = table.assign(
-            case=number, initialization=arch.initialization, embedding=arch.embedding, activation=arch.activation,
-            num_layers=arch.num_layers, d_model=arch.d_model, seq_len=arch.seq_len, positions=arch.positions,
-            block=arch.block, attention=arch.attention, norm=arch.norm, tied=arch.tied,
+            case=number, **{field: str(getattr(arch, field)) for field in NAMED},
+            num_layers=arch.num_layers, d_model=arch.d_model, seq_len=arch.seq_len, tied=arch.tied,
             tokens="text" if on_text else "random", kind=table["quantity"].str.partition("/")[0],
         )  # fmt: skip
         tables.append(table)
@@ -171,6 +173,8 @@ def main() -> None:
         )
         if options.out:
             pd.concat(tables).to_csv(options.out, index=False)
+    if not tables:
+        raise SystemExit("no case has both a prediction and a measurement")
     report(pd.concat(tables, ignore_index=True))
 
 

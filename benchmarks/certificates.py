@@ -155,10 +155,10 @@ def measured(number: int, arch: Architecture, draws: int) -> list[dict]:
 def judged(data: pd.DataFrame, archs: list[Architecture]) -> pd.DataFrame:
     """With each architecture's block and attention, and its bounds at initialisation for the networks as drawn."""
     parts = []
-    for number, own in data[data["architecture"] < len(archs)].groupby("architecture"):
-        arch = archs[int(number)]
+    for number, arch in enumerate(archs):
+        own = data[data["architecture"] == number]
         drawn = (own["weights"] == "drawn") & (own["place"] >= 0)
-        own = own.assign(block=arch.block, attention=arch.attention)
+        own = own.assign(block=str(arch.block), attention=str(arch.attention))
         for method in ("high_probability", "paper"):
             limits = bound(arch, method, PROBABILITY).sublayer
             own[method] = np.where(drawn, limits[own["place"].clip(lower=0)], np.nan)

@@ -9,6 +9,7 @@ relative error of any place's standard deviation and gradient norm and of the ma
 
 import argparse
 import time
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from theory import Architecture, predict
 from theory.propagation import logit_variance
 from verify import measure
 
-RECIPES = {
+RECIPES: dict[str, dict[str, Any]] = {
     "gpt2": {"positions": "learned", "initialization": "gpt2", "embedding": "vanilla"},
     "bloom": {"positions": "alibi", "initialization": "bloom", "embedding": "layer_norm"},
     "lecun": {"initialization": "lecun", "activation": "swiglu", "embedding": "vanilla", "block": "parallel"},
