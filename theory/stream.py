@@ -180,23 +180,30 @@ class OwnRow:
     """What of the tokens is their own rows of the embedding table.
 
     size: [n, S], mean square of a coordinate of the row's part in the stream. beside: [n, S, S], kernel of all that is
-    in the stream beside the rows. length: [n, S], of the row in the table over what it is on average.
+    in the stream beside the rows, without the products of different parts of it, whose mean is 0. apart: [n, S, S], d
+    times these products' variance, float64 for what explodes. length: [n, S], of the row in the table over what it is
+    on average.
     """
 
     size: np.ndarray
     beside: np.ndarray
+    apart: np.ndarray
     length: np.ndarray
 
     def times(self, factor: float) -> "OwnRow":
-        return OwnRow(self.size * np.float32(factor**2), self.beside * np.float32(factor**2), self.length)
+        square = np.float32(factor**2)
+        return OwnRow(self.size * square, self.beside * square, self.apart * factor**4, self.length)
 
     def over(self, divisor: np.ndarray) -> "OwnRow":
         """After a norm that divides by that, [n, S]."""
-        return OwnRow(self.size / divisor**2, self.beside * outer(1 / divisor), self.length)
+        apart = self.apart * outer(1 / divisor.astype(np.float64) ** 2)
+        return OwnRow(self.size / divisor**2, self.beside * outer(1 / divisor), apart, self.length)
 
     def plus(self, kernel: np.ndarray) -> "OwnRow":
         """After an addition of something of that kernel."""
-        return OwnRow(self.size, self.beside + kernel, self.length)
+        size, added = (diagonal(each).astype(np.float64) for each in (self.beside, kernel))
+        apart = self.apart + size[:, :, None] * added[:, None, :] + added[:, :, None] * size[:, None, :]
+        return OwnRow(self.size, self.beside + kernel, apart, self.length)
 
 
 def embed(arch: Architecture, batch: TokenBatch, draws: Draws) -> tuple[Stream, OwnRow]:
@@ -216,7 +223,7 @@ def embed(arch: Architecture, batch: TokenBatch, draws: Draws) -> tuple[Stream, 
     others = stream.kernel  # a position code, whose mean LayerNorm takes out
     if arch.norm == "layer_norm":
         others = others - outer(rows[..., 0])
-    row = OwnRow(added.size, others, length)
+    row = OwnRow(added.size, others, np.zeros_like(others, np.float64), length)
     stream = stream.plus(added)
     if arch.positions == "learned":
         own = np.tile(np.eye(arch.seq_len, dtype=np.float32), (networks, len(batch.weight), len(batch.weight)))

@@ -77,13 +77,19 @@ def upstream(arch: Architecture, batch: TokenBatch, z: Stream, row: OwnRow) -> U
     probabilities = same * _with_diagonal(outer(first), second) + others + crossed + crossed.mT
     error = probabilities - target - target.mT + batch.same_target
     plain, lost = error - both - off - off.mT, own**2
+    by_rows, apart = z.kernel - beside, row.apart * outer((length / whole).astype(np.float64) ** 2)
+    elsewhere, slope = _probability_elsewhere(own, length, row.length, by_rows, apart, float(gain * d), size, d)
+    elsewhere = elsewhere * (1 - first)[:, None, :]
+    together = gain * d * beside * ((1 - own**2) * (first - second))[:, :, None] * (slope * (1 - first))[:, None, :]
+    met = (1 - same) * (excess[:, :, None] * (elsewhere - rest[:, None, :]) + together)
+    off, error = off + met, error + met + met.mT
     kept = off * (1 - lost[:, :, None])
     factor = root(plain * left + kept + kept.mT + amount * (same * outer(1 - lost) + outer(own) * beside))
     projected = factor @ factor.mT
     scale = gain / count**2
     mean, rows = mean * (1 - first), excess * np.sqrt(gain)
     spread = z.kernel * outer(mean)
-    at_words = same * first[:, :, None] + (1 - same) * rest[:, :, None] - follows.mT
+    at_words = same * first[:, :, None] + (1 - same) * elsewhere.mT - follows.mT
     table = arch.logit_scale**2 * d * batch.total(error * z.kernel) / float(count) ** 2
     table += _meeting(arch, batch, outer(own) * same + beside, own, excess, both, at_words)
     along = -own * rows if normed else mean
@@ -102,17 +108,48 @@ def _own_probability(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and mean square of a token's probability of itself; own: its row's share c of z's length, std: b.
 
-    Its logit is b sqrt(d) c times the row's relative length, and fluctuates by the rest of z, b^2 (1 - c^2).
+    Its logit is b sqrt(d) c times the row's relative length. It fluctuates with g, what the rest of z happens to have
+    along the row, which makes z longer too: (c + g) / sqrt(1 + 2 c g) stands for c, g of variance (1 - c^2) / d.
     """
     nodes, weights = hermegauss(15)
     weights = weights / weights.sum()
     std = np.minimum(std, _SHARPEST)
     grid, first, second = probability_of_logit(float(f"{np.mean(std**2, dtype=np.float64):.3g}"), vocab_size)
     b, c = std[..., None].astype(np.float64), own[..., None].astype(np.float64)
-    rest = np.sqrt(np.maximum(1 - c**2, 0))
-    logit = b * (np.sqrt(d) * c * row[..., None] + rest * nodes)
+    g = np.sqrt(np.maximum(1 - c**2, 0) / d) * nodes
+    logit = b * np.sqrt(d) * row[..., None] * (c + g) / np.sqrt(np.maximum(1 + 2 * c * g, 0.1))
     mean, square = (np.interp(logit, grid, moment, moment[0], 1.0) @ weights for moment in (first, second))
     return mean.astype(np.float32), square.astype(np.float32)
+
+
+def _probability_elsewhere(
+    own: np.ndarray,
+    length: np.ndarray,
+    row: np.ndarray,
+    met: np.ndarray,
+    apart: np.ndarray,
+    variance: float,
+    vocab_size: int,
+    d: int,
+) -> tuple[np.ndarray, np.float32]:
+    """Mean probability that token t' gives the word which t is, had t' no row of its own, [n, S, S], by their product;
+    and its mean slope in the logit.
+
+    met: z_t . z_t' / d by their rows, c_t c_t' r_t . r_t' + c_t r_t . n_t' + c_t' n_t . r_t', of which the first two
+    are c_t times what t' has along t's row, and so its logit; and something else of variance `apart` / d. variance: of
+    a logit of a token of unit length. own: c. row: the row's length over its mean.
+    """
+    own, other, longer = own[:, :, None], own[:, None, :], length[:, None, :]
+    size = (own * longer) ** 2 + other**2 * np.maximum(length[:, :, None] ** 2 - own**2, 0) + apart + 1e-10
+    logit = np.float32(np.sqrt(variance * d)) * row[:, :, None] * own * longer**2 / size * met
+    unknown = 1 - np.mean((own * longer) ** 2 / size)
+    nodes, weights = hermegauss(15)
+    spread = min(float(variance) * float(np.mean(length**2)), _SHARPEST**2)
+    weights = weights / weights.sum()
+    grid, first, second = probability_of_logit(float(f"{spread:.3g}"), vocab_size)
+    means = np.interp(grid[:, None] + np.sqrt(spread * unknown) * nodes, grid, first, first[0], 1.0) @ weights
+    slope = np.interp(np.sqrt(spread) * nodes, grid, first - second) @ weights
+    return np.interp(logit, grid, means).astype(np.float32), np.float32(slope)
 
 
 def _with_diagonal(kernel: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import sympy as sp
 
 from theory import Architecture, Initialization
+from theory.embedding import Embedding
 from theory.stream import OwnRow, Stream
 from theory.token_batch import TokenBatch
 from theory.upstream import upstream
@@ -53,7 +55,10 @@ def predicted(tied, own, logit_std, common=0.3, length=1.0, block="pre_ln"):
     batch = TokenBatch(1, *three, weight=np.ones((1, 1)))
     beside = (1 - own**2) * (common + (1 - common) * np.eye(4))
     kernel = own**2 * same + beside
-    row = OwnRow(np.full((1, 4), own**2, np.float32), beside[None].astype(np.float32), np.ones((1, 4), np.float32))
+    alone = np.zeros((1, 4, 4), np.float32)
+    row = OwnRow(
+        np.full((1, 4), own**2, np.float32), beside[None].astype(np.float32), alone, np.ones((1, 4), np.float32)
+    )
     z = Stream(np.zeros((1, 4, 1), np.float32), (length**2 * kernel[None]).astype(np.float32))
     return upstream(arch, batch, z, row)
 
@@ -84,3 +89,46 @@ def test_an_untied_heads_gradient_is_that_of_drawn_ones(logit_std):
     np.testing.assert_allclose(above.head, head, rtol=0.05)
     np.testing.assert_allclose(above.mean.mean(), mean.mean(), rtol=0.05)  # the same for every token
     assert above.table == 0 and not above.rows.any()
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("own", [0.2, 0.6])
+def test_a_tied_heads_gradient_counts_words_that_are_likelier_where_tokens_are_alike(own, parts):
+    """Two sequences of 8 words, all different and none of them a target.
+
+    What a token has of another's row makes that word likelier, and the two tokens' errors add up along what they have
+    in common: 38 to 95 % of what pairs add to the head's gradient. 4000 draws leave 2.5 and 0.7 %, 1 / d is left out.
+
+    parts: of what tokens have beside their rows, whose products with each other the theory is not told.
+    """
+    rng, networks, count = np.random.default_rng(0), 4000, 16
+    table = rng.standard_normal((networks, WORDS, D))
+    rows, inputs, targets = own * table[:, :count], np.arange(count), np.arange(count) + count
+    rests = np.sqrt((1 - own**2) / parts) * rng.standard_normal((parts, networks, count, D))
+    x = rows + rests.sum(axis=0)
+    whole = np.sqrt((x**2).mean(axis=-1, keepdims=True))
+    weights = table / np.sqrt(D)
+    logits = x / whole @ weights.mT
+    error = np.exp(logits)
+    error /= error.sum(axis=-1, keepdims=True)
+    error[:, inputs, targets] -= 1
+    first, second = (error[:, part].mT @ (x / whole)[:, part] / 8 for part in (slice(8), slice(8, None)))
+    drawn = 2 * (first * second).sum(axis=(1, 2)).mean()
+
+    kernels = [rest @ rest.mT / D for rest in rests]
+    size, apart = (rows**2).mean(axis=-1), np.zeros_like(kernels[0])
+    if parts == 2:
+        one, two = (np.einsum("ntt->nt", kernel) for kernel in kernels)
+        apart = one[:, :, None] * two[:, None, :] + two[:, :, None] * one[:, None, :]
+    scheme = Initialization("test", default=1 / np.sqrt(D), std={}, source="test")
+    detached = Embedding("nothing returns", gradient_share=sp.Rational(1, 10**9), source="test")
+    arch = Architecture(
+        num_layers=1, d_model=D, num_heads=1, vocab_size=WORDS, seq_len=8, tied=True, norm="rms_norm",
+        norm_epsilon=0.0, initialization=scheme, embedding=detached,
+    )  # fmt: skip
+    eye = np.broadcast_to(np.eye(count), kernels[0].shape)
+    batch = TokenBatch(1, *(each.astype(np.float32) for each in (eye, eye, 0 * eye)), weight=1 - np.eye(2))
+    row = OwnRow(*(each.astype(np.float32) for each in (size, sum(kernels), apart, np.sqrt(size) / own)))
+    z = (x / whole / np.sqrt(D)).astype(np.float32)
+    z = np.concatenate([np.zeros_like(z[..., :1]), z], axis=-1)
+    np.testing.assert_allclose(upstream(arch, batch, Stream(z, z @ z.mT), row).table, drawn, rtol=0.08)
