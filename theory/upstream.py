@@ -55,7 +55,7 @@ def upstream(arch: Architecture, batch: TokenBatch, z: Stream, row: OwnRow) -> U
         error = overlap - np.float32(2 / size) + batch.same_target
         spread = z.kernel * outer(mean)
         kernel, projected = (error * gain + spread) / count**2, error * gain * left / count**2
-        radial = 1 - gain * absent / count**2 / np.maximum(diagonal(kernel), np.finfo(np.float32).tiny)
+        radial = _radial(gain * absent / count**2, kernel, d)
         head = arch.logit_scale**2 * d * batch.total(error * z.kernel) / float(count) ** 2
         mean = np.zeros_like(mean) if normed else mean / count
         return Upstream(kernel, projected, mean, np.zeros_like(mean), radial, head, 0.0)
@@ -94,9 +94,17 @@ def upstream(arch: Architecture, batch: TokenBatch, z: Stream, row: OwnRow) -> U
     table += _meeting(arch, batch, outer(own) * same + beside, own, excess, both, at_words)
     along = -own * rows if normed else mean
     kernel = error * scale + spread / count**2
-    absent = absent * (1 - 2 * first + second)
-    radial = 1 - scale * absent / np.maximum(diagonal(kernel), np.finfo(np.float32).tiny)
+    radial = _radial(scale * absent * (1 - 2 * first + second), kernel, d)
     return Upstream(kernel, projected * scale, along / count, rows / count, radial, 0.0, table)
+
+
+def _radial(absent: np.ndarray, kernel: np.ndarray, d: int) -> np.ndarray:
+    """d times the share along z_t of a gradient's variance, which is 1 of a random one, less what is absent there.
+
+    Tokens that are sure of their target have no gradient but roundings.
+    """
+    size = diagonal(kernel)
+    return np.clip(1 - absent / np.maximum(size, np.finfo(np.float32).eps * size.max()), 0, d)
 
 
 _SHARPEST = 50.0
@@ -175,10 +183,12 @@ def _meeting(
     method = embedding(arch.embedding)
     share, count = arch.evaluate(method.gradient_share), float(batch.size * arch.seq_len)
     scale = arch.logit_scale**2 * arch.d_model / count**2
-    row, lost = own[:, None, :], own**2
-    product = own[:, :, None] * batch.same_input - row * agreement
+    lost = own**2 if block(arch.block).last_norm else np.zeros_like(own)  # by a last norm, of the row
+    returned = own[:, :, None] * errors.mT  # z_t . dL/dz_t' / d, which has e_t'(w_t) along the row of t
+    if block(arch.block).last_norm:
+        returned = returned - (excess * own)[:, None, :] * agreement
     taken = 0.0
     if method.layer_norm:
-        product = -row * (agreement - outer(own) * batch.same_input)
+        returned = returned - own[:, :, None] * (excess * (1 - lost))[:, None, :] * batch.same_input
         taken = share**2 * batch.total(both * outer(own * (1 - lost)))
-    return scale * (2 * share * batch.total(errors * (excess * own)[:, None, :] * product) - taken)
+    return scale * (2 * share * batch.total(errors * own[:, None, :] * returned) - taken)

@@ -91,6 +91,30 @@ def test_an_untied_heads_gradient_is_that_of_drawn_ones(logit_std):
     assert above.table == 0 and not above.rows.any()
 
 
+@pytest.mark.parametrize("block", ["pre_ln", "no_norm"])
+@pytest.mark.parametrize("own", [0.3, 0.98])
+def test_a_tied_tables_gradient_from_above_meets_the_one_from_below(own, block):
+    """Without a last norm the row itself returns; with one, only what is left of it beside the token."""
+    rng, head, meeting = np.random.default_rng(0), 0.0, 0.0
+    for _ in range(DRAWS):
+        table = rng.standard_normal((WORDS, D))
+        z = own * table[INPUTS] + np.sqrt(1 - own**2) * rng.standard_normal((4, D))
+        scale = 1 / np.sqrt((z**2).mean(axis=1, keepdims=True)) if block == "pre_ln" else 1.0
+        z = z * scale
+        error = np.exp(z @ table.T / np.sqrt(D))
+        error /= error.sum(axis=1, keepdims=True)
+        error[np.arange(4), TARGETS] -= 1
+        gradient = error @ table / 4
+        if block == "pre_ln":
+            gradient -= z * (z * gradient).sum(axis=1, keepdims=True) / D
+        above, below = error.T @ z / 4, np.zeros((WORDS, D))
+        np.add.at(below, INPUTS, own * np.sqrt(D) * gradient * scale)  # per unit of weights, which are table / sqrt(d)
+        head += (above**2).sum() / DRAWS
+        meeting += 2 * (above * below).sum() / np.sqrt(D) / DRAWS
+    found = predicted(True, own, 1.0, common=0.0, block=block).table
+    np.testing.assert_allclose(found, head + meeting, rtol=0.05)
+
+
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("own", [0.2, 0.6])
 def test_a_tied_heads_gradient_counts_words_that_are_likelier_where_tokens_are_alike(own, parts):
