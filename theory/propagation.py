@@ -187,8 +187,10 @@ class _Addition:
     output, if there are. before, after: |x|^2 / d of every token, the sum's before its own norm, which is `post`.
     cosine: of the angle between the two. shares: squared cosine of each part's output and the sum. responses: of each
     part, mean product of its outputs and of what those grow by if a token grows; None where a norm hides their length.
-    Where the gradient has a mean, kernel: of the stream before; row: amplitude of each token's row in it. Where no last
-    norm takes from the gradient what lies along the stream, kept: x_t . x'_u / d, met: of each part y_t . x'_u / d.
+    Where the gradient has a mean, kernel: of the stream before; total: of the sum; level: mean over a token's
+    coordinates in the sum that a norm on an output takes out; row: amplitude of each token's row in the stream before;
+    met: of each part y_t . x'_u / d. kept: x_t . x'_u / d, where no last norm takes from the gradient what lies along
+    the stream.
     """
 
     layer: int
@@ -202,6 +204,8 @@ class _Addition:
     responses: tuple[np.ndarray | None, ...]
     post: Norm | None
     kernel: np.ndarray | None
+    total: np.ndarray | None
+    level: np.ndarray | None
     row: np.ndarray
     kept: np.ndarray | None
     met: tuple[np.ndarray, ...]
@@ -213,6 +217,7 @@ def _squares(arch: Architecture, batch: TokenBatch, draws: Draws) -> tuple[dict[
     And the gradient's at the first place, up to a factor that all groups share, for each pair of mirror images.
     """
     stream, row = embed(arch, batch, draws)
+    embedded, own_row = stream, row
     variances, additions = [stream.observed_variance(arch, batch)], list[_Addition]()
     for layer in range(arch.num_layers):
         for parts in block(arch.block).additions:
@@ -252,6 +257,8 @@ def _squares(arch: Architecture, batch: TokenBatch, draws: Draws) -> tuple[dict[
         # dL/dW of W / ‖W‖; what it lacks along W's first singular pair, one direction of all, is dropped
         for kind in arch.matrices:
             squares[kind] *= (arch.effective_std(kind) / arch.std(kind)) ** 2
+    if mean is not None and not arch.tied and embedding(arch.embedding).layer_norm:
+        gradient = _before_embedding_norm(arch, embedded, own_row, gradient, mean)
     table = _table_gradient(arch, batch, gradient) * scale + above.table
     tables = {"embedding": np.array([table])} | ({} if arch.tied else {"head": np.array([above.head])})
     places = {"shortcut_std": np.array(variances), "gradient_norm": arch.d_model * np.array(norms[::-1])}
@@ -292,23 +299,26 @@ def _add(
         product = np.sum(added.along * along, axis=-1) + np.sum(added.beside**2, axis=-1) * np.float32(branch)
         shares.append(cosine(product, added.size, after) ** 2)
     post = total.norm(arch) if block(arch.block).post_norm else None
-    kernel, kept, met = None, None, list[np.ndarray]()
-    before_row = np.sqrt(row.size)
+    normed, output_norms = block(arch.block).last_norm, any(output is not None for _, _, output in done)
+    kernel, summed, level, kept, met = None, None, None, None, list[np.ndarray]()
+    if arch.tied or not normed:
+        kernel = stream.without_mean(arch) if normed else stream.kernel
+        if output_norms or not normed:
+            met = [added.along @ along.mT + added.beside @ added.beside.mT * np.float32(branch) for added in written]
+        if output_norms:
+            summed = total.without_mean(arch) if normed else total.kernel
+            level = total.rows[..., 0] * np.float32(not normed and arch.norm == "layer_norm")
+        if not normed:
+            kept = stream.rows @ along.mT
+    addition = _Addition(
+        layer, shortcut, tuple(done), before, after, turned, tuple(outputs), tuple(shares), tuple(responses), post,
+        kernel, summed, level, np.sqrt(row.size), kept, tuple(met),
+    )  # fmt: skip
     if arch.tied:
-        kernel = stream.kernel
         row = row.times(shortcut)
         for added in written:
             row = row.plus(added.times(branch).kernel)
         row = row if post is None else row.over(post.divisor)
-    if not block(arch.block).last_norm:
-        kernel, kept = stream.kernel, stream.rows @ along.mT
-        for added in written:
-            product = added.along @ along.mT + added.beside @ added.beside.mT * np.float32(branch)
-            met.append(product)
-    addition = _Addition(
-        layer, shortcut, tuple(done), before, after, turned, tuple(outputs), tuple(shares), tuple(responses), post,
-        kernel, before_row, kept, tuple(met),
-    )  # fmt: skip
     return total if post is None else post.tokens, row, addition
 
 
@@ -370,13 +380,17 @@ def _back(
     felt, deaf = np.zeros_like(level), np.zeros_like(level)
     returned = list[np.ndarray]()
     means = [None] * len(addition.parts) if mean is None else _at_outputs(arch, addition, mean.tokens)
-    for (sublayer, pre, output), share, response, out in zip(
-        addition.parts, addition.shares, addition.responses, means, strict=True
+    for number, ((sublayer, pre, output), share, response, out) in enumerate(
+        zip(addition.parts, addition.shares, addition.responses, means, strict=True)
     ):
-        reaching = gradient * np.float32(branch**2)
+        reaching = gradient
         lost = random * share
         if output is not None:
-            reaching, lost = reaching * output.jacobian(arch, radial=1 - lost, mean=along.mean), np.ones_like(lost)
+            jacobian = output.jacobian(arch, radial=1 - lost, mean=along.mean)
+            reaching, lost = reaching * jacobian, np.ones_like(lost)
+            if mean is not None:
+                reaching = reaching + _through_output_norm(addition, number, mean.tokens, jacobian)
+        reaching = reaching * np.float32(branch**2)
         back = sublayer.backward(arch, addition.layer, batch, Arriving(reaching, lost, out), draws)
         increment = back.kernel * np.float32(factor**2)
         if pre is not None:
@@ -427,12 +441,36 @@ def _at_outputs(arch: Architecture, addition: _Addition, mean: np.ndarray) -> li
     for number, (sublayer, _, output) in enumerate(addition.parts):
         if output is not None:
             found.append(output.along_before(arriving))
-        elif addition.met:
+        elif addition.kept is not None:
             expected = sublayer.expected(arch, addition.layer) * np.float32(branch)
             found.append(arriving * realized(mean, addition.met[number], expected))
         else:
             found.append(arriving)
     return found
+
+
+def _through_output_norm(addition: _Addition, number: int, mean: np.ndarray, jacobian: np.ndarray) -> np.ndarray:
+    """What a norm on a part's outputs makes of the kernel of sum_u B_tu x'_u, but for what `jacobian` makes of it."""
+    norm, total, level = addition.parts[number][2], addition.total, addition.level
+    assert norm is not None and total is not None and level is not None
+    whole, left = _projected(mean, total, level, addition.met[number], norm.tokens.kernel)
+    return left * outer(1 / norm.divisor) - whole * jacobian
+
+
+def _projected(
+    mean: np.ndarray, total: np.ndarray, level: np.ndarray, met: np.ndarray, outputs: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The kernel of m_t = sum_u B_tu x_u, and of what is left of it without its part along y_t, all of which goes.
+
+    total, outputs: kernels of the x_u and of the y_t. met: y_t . x_u / d. level: mean over the coordinates of x_u,
+    which goes too. Of a random direction 1 / d goes.
+    """
+    whole = sandwich(mean, total)
+    level = (mean @ level.reshape(*mean.shape[:-1], 1)).reshape(level.shape)
+    crossed = block_product(mean, met.mT[:, None])[:, 0]
+    along = diagonal(crossed) / np.maximum(diagonal(outputs), np.finfo(np.float32).tiny)
+    lost = crossed * along[:, None, :]
+    return whole, whole - outer(level) - lost - lost.mT + outputs * outer(along)
 
 
 def _lacking(
@@ -482,11 +520,28 @@ def ensemble_size(arch: Architecture, tokens: np.ndarray | None) -> int:
     return int(np.clip(min(max(wanted, affordable / 100), affordable), least, 1024))
 
 
+def _before_embedding_norm(
+    arch: Architecture, stream: Stream, row: OwnRow, gradient: np.ndarray, mean: _Mean
+) -> np.ndarray:
+    """The kernel at the first place, such that losing as much as a random one it becomes the right one.
+
+    The norm of the embedding takes from the gradient's mean all that runs along the token's own row.
+    """
+    rows = stream.without_mean(arch) - row.beside
+    level = stream.rows[..., 0] * np.float32(arch.norm == "layer_norm")
+    whole, left = _projected(mean.tokens, stream.kernel, level, rows, rows)
+    return gradient - whole + left / np.float32(_left_of_row(arch))
+
+
+def _left_of_row(arch: Architecture) -> float:
+    """Share of a random direction that the norm of the embedding leaves."""
+    return 1 - 1 / arch.d_model - mean_share(arch, arch.d_model)
+
+
 def _table_gradient(arch: Architecture, batch: TokenBatch, gradient: np.ndarray) -> float:
     """Square of the norm of the table's gradient: rows of equal tokens add up, then the embedding's own Jacobian."""
     method = embedding(arch.embedding)
     factor = arch.evaluate(method.multiplier) ** 2 * arch.evaluate(method.gradient_share) ** 2
     if method.layer_norm:
-        share = mean_share(arch, arch.d_model)
-        factor *= (1 - 1 / arch.d_model - share) / (row_size(arch) * (1 - share) + arch.norm_epsilon)
+        factor *= _left_of_row(arch) / (row_size(arch) * (1 - mean_share(arch, arch.d_model)) + arch.norm_epsilon)
     return arch.d_model * factor * batch.total(gradient * batch.same_input)

@@ -175,6 +175,11 @@ class Heads:
             rows = rows - rows.mean(axis=-1, keepdims=True)
         return (rows - x * (x * rows).sum(axis=-1, keepdims=True)) / divisor
 
+    def projected_values(self) -> np.ndarray:
+        """Values before their norm, or as they are."""
+        divisor = self.divisors[2]
+        return self.values if divisor is None else self.values * divisor
+
     def before_norm(self, mean: np.ndarray) -> np.ndarray:
         """A mean gradient along the values of each head, brought back before their norm; see `norm_mean`."""
         divisor = self.divisors[2]

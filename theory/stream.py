@@ -57,12 +57,15 @@ class Stream:
 
     def norm(self, arch: Architecture) -> "Norm":
         """The tokens after the norm, with what its Jacobian needs."""
-        rows, kernel = self.rows, self.kernel
+        rows, kernel = self.rows, self.without_mean(arch)
         if arch.norm == "layer_norm":
-            kernel = kernel - outer(rows[..., 0])
             rows = np.concatenate([np.zeros_like(rows[..., :1]), rows[..., 1:]], axis=-1)
         divisor = np.sqrt(diagonal(kernel) + np.float32(arch.norm_epsilon))
         return Norm(Stream(rows / divisor[..., None], kernel * outer(1 / divisor)), divisor)
+
+    def without_mean(self, arch: Architecture) -> np.ndarray:
+        """The kernel of what the norm leaves of the tokens before it divides."""
+        return self.kernel - outer(self.rows[..., 0]) if arch.norm == "layer_norm" else self.kernel
 
     def times(self, factor: float) -> "Stream":
         return self if factor == 1 else Stream(self.rows * np.float32(factor), self.kernel * np.float32(factor**2))

@@ -236,7 +236,7 @@ class _Attention:
         if groups * group == arch.num_heads:
             rows = flat(attention @ heads.values) * np.float32(arch.num_heads**-0.5)
         else:
-            rows = root(sandwich(attention, _value_kernel(heads) if scheme.qkv_norm else tokens.kernel))
+            rows = root(sandwich(attention, _value_kernel(heads.values) if scheme.qkv_norm else tokens.kernel))
             rows = rows @ wishart_root(draws, len(rows), rows.shape[-1], arch.kv_heads * arch.d_head)
         mixed, inner = rows @ rows.mT, None
         if arch.normed("inner", "attention"):
@@ -258,25 +258,25 @@ class _Attention:
         if self.inner is not None:
             reaching, lost = reaching * self.inner.jacobian(arch, radial=0.0), np.ones_like(lost)
         weights = self.heads.weights()
-        values = sandwich(weights.attention.mT, reaching * _left(lost, mixed, d))
+        values = sandwich(weights.attention.mT, reaching * _left(lost, mixed, d)) * self.heads.value_jacobian()
         along = None
         if mean is not None:
             mean = mean * np.float32(d * output)
             mean = mean if self.inner is None else self.inner.along_before(mean)
-            at_values = weights.attention.mT @ mean @ weights.attention
+            at_values = self.heads.before_norm(weights.attention.mT @ mean @ weights.attention)
             n, heads = at_values.shape[:2]
             together = at_values.reshape(n, heads // self.group, self.group, *at_values.shape[2:]).mean(axis=2)
-            added = sandwich(together, _value_kernel(self.heads)[:, :: self.group])  # heads that share values agree
+            projected = _value_kernel(self.heads.projected_values())
+            added = sandwich(together, projected[:, :: self.group])  # heads that share values agree
             values = values + added * np.float32(linear * arch.num_heads / arch.kv_heads)
             if not (scheme.qkv_norm or self.inner is not None):
                 written = mean * realized(mean, self.mixed, sandwich(weights.attention, z))
                 at_values = weights.attention.mT @ written @ weights.attention
-            along = self.heads.before_norm(at_values).mean(axis=1, keepdims=True) * np.float32(d * value)
+            along = at_values.mean(axis=1, keepdims=True) * np.float32(d * value)
             through = self.heads.along_scores(weights, mean) * np.float32(linear * arch.d_head**0.5)
             size = np.maximum(diagonal(z), np.finfo(np.float32).tiny).reshape(through.shape)
             along = along + np.eye(along.shape[-1], dtype=along.dtype) * (through / size)
             mean = mean * np.float32(np.sqrt(linear * arch.d_head))
-        values = values * self.heads.value_jacobian()
         squares["attention.value"] = d * d * batch.total(values * z)
         gain = np.float32(d * linear)
         queries, keys = self.heads.score_gradients(draws, weights, root(reaching), lost, arch.num_heads, mean)
@@ -335,10 +335,9 @@ def _inner_norm(arch: Architecture, rows: np.ndarray, width: int, variance: floa
     return rows, Norm(Stream(rows, rows @ rows.mT), divisor * np.float32(np.sqrt(variance)))
 
 
-def _value_kernel(heads: Heads) -> np.ndarray:
-    """v_t . v_t' of every head, [n, heads, S, S]."""
-    n, count, _, _, d_head = heads.values.shape
-    values = heads.values.reshape(n, count, -1, d_head)
+def _value_kernel(values: np.ndarray) -> np.ndarray:
+    """v_t . v_t' of every head's values [n, heads, sequences, T, k], [n, heads, S, S]."""
+    values = values.reshape(*values.shape[:2], -1, values.shape[-1])
     return values @ values.mT
 
 
