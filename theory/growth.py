@@ -103,11 +103,16 @@ def _value_path(arch: Architecture) -> Growth:
     limit = sp.limit(shortcut, s.N, sp.oo)
     forth, back = (sp.simplify(sum(pair[i] for pair in gains)) for i in (0, 1))
     kappa = sp.simplify(sp.limit((back / forth).subs(s.layer, s.N), s.N, sp.oo))
-    if limit == 1:
-        decay = sp.limit(s.N * len(gains) * (1 - shortcut), s.N, sp.oo)
+    decay = sp.limit(s.N * len(gains) * (1 - shortcut), s.N, sp.oo)
+    if limit == 1 and decay.is_finite:
         return _additive(forth, kappa, decay, fixed)
-    ratios = [shortcut + (b * (1 - shortcut) / f if limit < 1 else 0) for f, b in gains]
-    return _exponential(ratios, fixed, "post_norm_growth", "the shortcut's factor is not 1 in the limit")
+    ratios, power = [shortcut] * len(gains), sp.S.Zero
+    if decay > 0:
+        kept = _stationary(shortcut, [f for f, _ in gains])
+        ratios = [shortcut + b / variance for (_, b), variance in zip(gains, kept, strict=True)]
+        power = -_order(kept[0].subs(s.layer, s.N), s.N)
+    found = _exponential(ratios, fixed, "post_norm_growth", "the shortcut's factor is further from 1 than by 1 / N")
+    return _power(power, kappa, fixed) if found.kind == "constant" and power > 0 else found
 
 
 def growth_table(
@@ -192,6 +197,16 @@ def _gains(step: Addition, rho: sp.Expr, gamma: sp.Expr) -> tuple[sp.Expr, sp.Ex
     return found[0], found[1]
 
 
+def _stationary(shortcut: sp.Expr, written: list[sp.Expr]) -> list[sp.Expr]:
+    """The variance before each of a block's additions nu -> shortcut nu + written, if every block has the same."""
+    count = len(written)
+    once = sum(shortcut ** (count - 1 - i) * added for i, added in enumerate(written))
+    found = [once / (1 - shortcut**count)]
+    for added in written[:-1]:
+        found.append(shortcut * found[-1] + added)
+    return found
+
+
 def _order(expression: sp.Expr, symbol: sp.Symbol) -> sp.Expr:
     """p where the expression falls like symbol^-p."""
     order = -sp.limit(sp.simplify(symbol * sp.diff(sp.log(expression), symbol)), symbol, sp.oo)
@@ -202,14 +217,14 @@ def _additive(forth: sp.Expr, kappa: sp.Expr, decay: sp.Expr, fixed: float) -> G
     """The stream gains `forth` a block and loses the share decay / N of itself; d log g^2 = kappa d log nu."""
     p, r = _order(forth, s.N), _order(forth, s.layer)
     power, sigma = 1 - p - r, s.sigma_0**2
-    if decay > 0:
+    if decay != 0:
         goal = sp.limit(s.N * forth / decay, s.N, sp.oo)
         if goal.is_infinite:
             return _power(power, kappa, fixed)
         last = goal + (sigma - goal) * sp.exp(-decay)
         value = (last / sigma) ** (kappa / 2) * sp.exp(decay * (kappa - 1) / 2 if goal else 0)
         value = value if goal else sp.exp(-decay / 2)
-        why = "the shortcut forgets the stream at the rate at which the branches write it"
+        why = "over all blocks the shortcut multiplies the stream by a factor that depth does not change"
         return Growth("constant", 0.0, 0.0, sp.simplify(value), why, "affine_growth", fixed)
     if power > 0 and r < 1:
         return _power(power, kappa, fixed)

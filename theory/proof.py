@@ -25,7 +25,7 @@ def prove(statement: sp.Basic, using: Sequence[sp.Basic] = ()) -> str | None:
     used: an equation whose left side is a symbol, a norm or a product of matrices is substituted from left to
     right; an inequality bounds the quantity on its smaller side.
     """
-    if statement in (sp.true, True):
+    if statement is sp.true or statement is True:
         return "symbolic"
     if not isinstance(statement, sp.Eq | sp.Le | sp.Ge | sp.Lt | sp.Gt):
         return None
@@ -88,7 +88,7 @@ def _non_negative(difference: sp.Expr, hypotheses: Sequence[sp.Basic], strict: b
     """Whether the difference is manifestly non-negative after each bounded quantity is put at its worst value."""
     for h in hypotheses:
         for quantity, bound, sign in ((h.lts, h.gts, -1), (h.gts, h.lts, 1)):
-            if quantity.is_Symbol and quantity in difference.free_symbols:
+            if quantity in difference.free_symbols:
                 slope = sp.factor(sp.diff(difference, quantity)) * sign
                 if slope.is_nonnegative or sp.expand(slope).is_nonnegative:
                     difference = difference.subs(quantity, bound)

@@ -4,17 +4,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import sympy as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from theory import Architecture
+from theory import Architecture, Block
 from theory.block import BLOCKS
 from theory.closed_form import closed_form
 from theory.derivation import topics
 from theory.embedding import EMBEDDINGS
 from theory.growth import KINDS, growth, growth_table
 from theory.initialization import INITIALIZATIONS
-from theory.notation import N, sigma_0
+from theory.notation import N, layer, sigma_0
 
 SMALL = Architecture(d_model=64, num_heads=2, seq_len=4, activation="relu", initialization="small")
 
@@ -69,6 +70,67 @@ def test_depth_factor_turns_the_power_into_a_constant() -> None:
 def test_layer_scaling_gives_a_logarithm() -> None:
     found = growth(replace(SMALL, block="ln_scaling", activation="gelu"))
     assert (found.kind, found.exponent) == ("logarithm", 0.5)
+
+
+def test_a_shortcut_above_one_multiplies_the_gradient() -> None:
+    """Twice a block, as branches behind a norm are soon nothing beside the stream."""
+    found = growth(replace(SMALL, block=Block("mine", shortcut=sp.Integer(2))))
+    assert (found.kind, found.exponent) == ("exponential", 1) and found.rate == pytest.approx(2 * np.log(2), rel=1e-12)
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+@pytest.mark.parametrize(("activation", "initialization"), [("gelu", "lecun"), ("silu", "lecun"), ("gelu", "small")])
+def test_a_shortcut_below_one_forgets_the_stream(activation: str, initialization: str, parallel: bool) -> None:
+    block = Block("mine", shortcut=sp.Rational(1, 2), parallel=parallel)
+    arch = replace(SMALL, block=block, activation=activation, initialization=initialization, norm_epsilon=0.0)
+    found = growth(arch)
+    assert found.kind == "exponential"
+    assert _slope(arch, 64, 128) * np.log(2) / 64 == pytest.approx(found.rate, rel=1e-5)
+
+
+def test_a_shortcut_that_loses_less_than_branches_write_leaves_the_power() -> None:
+    """ReLU's gains agree, so the gradient grows as the stream does: like the root of N, a constant factor less."""
+    arch = replace(SMALL, block=Block("mine", shortcut=sp.sqrt(1 - 1 / (2 * N))), norm_epsilon=0.0)
+    found = growth(arch)
+    assert (found.kind, found.exponent) == ("power", 0.5)
+    assert _slope(arch, 512, 2048) == pytest.approx(0.5, abs=0.06)
+
+
+def test_a_shortcut_that_tends_to_one_from_above() -> None:
+    """(1 + 1/N)^(2N) is e^2 for the square of the gradient, and Wang's branches write next to nothing beside it."""
+    arch = replace(SMALL, block=Block("mine", shortcut=sp.sqrt(1 + 1 / N)), initialization="wang", norm_epsilon=0.0)
+    found = growth(arch)
+    assert found.kind == "constant" and float(found.expression) == pytest.approx(np.e, rel=1e-12)
+    assert closed_form(replace(arch, num_layers=4096)).amplification == pytest.approx(np.e, rel=0.01)
+
+
+@pytest.mark.parametrize(("sign", "power"), [(1, 0.0), (-1, 0.25)])
+def test_a_shortcut_further_from_one_than_by_one_over_depth(sign: int, power: float) -> None:
+    """2 N additions each multiply the square of the gradient by 1 + 1/(2 root N): exp(root N / 2).
+
+    From below the stream tends to a variance of order root N, and the gradient to about its root's part.
+    """
+    block = Block("mine", shortcut=sp.sqrt(1 + sign / (2 * sp.sqrt(N))))
+    arch = replace(SMALL, block=block, activation="gelu", norm_epsilon=0.0)
+    found = growth(arch)
+    assert (found.kind, found.exponent) == ("stretched exponential", 0.5)
+    assert sign < 0 or found.rate == pytest.approx(0.5, rel=1e-12)
+    few, many = 1024, 4096
+    measured = (_slope(arch, few, many) - power) * np.log(many / few) / (many**0.5 - few**0.5)
+    assert measured == pytest.approx(found.rate, rel=0.05)
+    of_relu = growth(replace(arch, activation="relu"))
+    assert sign > 0 or (of_relu.kind, of_relu.exponent) == ("power", 0.25)
+
+
+def test_branches_over_their_number_add_up_to_a_constant() -> None:
+    """Of one token attention writes 1 / n^2 and ReLU half of that: 3/2 times pi^2 / 6 in all, onto a stream of 1."""
+    arch = replace(
+        SMALL, block=Block("mine", branch=1 / layer), initialization="lecun", embedding="unit", seq_len=1,
+        norm_epsilon=0.0,
+    )  # fmt: skip
+    found, wanted = growth(arch), np.sqrt(1 + np.pi**2 / 4)
+    assert found.kind == "constant" and float(found.expression.subs(sigma_0, 1)) == pytest.approx(wanted, rel=1e-9)
+    assert closed_form(replace(arch, num_layers=2048)).amplification == pytest.approx(wanted, rel=1e-3)
 
 
 def test_logits_that_grow_are_said_to_be_not_derived() -> None:
