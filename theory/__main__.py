@@ -244,8 +244,7 @@ def _recommend(options: RecommendOptions) -> int:
             f"logit_scale {small.logit_scale:.4g}; standard deviations:"
         )
         for kind in ("embedding", *small.matrices, *(() if small.tied else ("head",))):
-            first, last = small.std(kind)[[0, -1]]
-            print(f"  {kind:<22}{first:.4g}" + ("" if first == last else f" in block 1, {last:.4g} in the last"))
+            print(f"  {kind:<22}{small.std(kind)[0]:.4g}")
     return 0
 
 

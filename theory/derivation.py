@@ -80,11 +80,6 @@ class Derivation:
     steps: tuple[Step, ...]
     remarks: tuple[str, ...] = ()
 
-    @property
-    def conclusion(self) -> sp.Basic:
-        """The last step's statement."""
-        return self.steps[-1].statement
-
     def check(self) -> Check:
         """Re-prove every step. A step that uses a statement no earlier step makes does not hold."""
         outcomes: list[Outcome] = []

@@ -13,7 +13,7 @@ import sympy as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from theory import Architecture, Embedding, Initialization
+from theory import Architecture, Block, Embedding, Initialization
 from theory.architecture import FIELD_NAMES
 from theory.initialization import MATRIX_KINDS
 from theory.notation import N, V, d, layer
@@ -105,6 +105,12 @@ def test_impossible_combinations_name_what_would_work():
     )
     assert refusal(d_model=5, num_heads=1, positions="sinusoidal").startswith("positions: 'sinusoidal' needs an even")
     assert refusal(d_model=2, num_heads=1).startswith("d_model: LayerNorm leaves d_model - 2 directions")
+    assert (
+        refusal(d_model=8, num_heads=4, positions="none", attention="qk_norm")
+        == "num_heads: LayerNorm in every head needs a d_head of at least 3, got 2"
+    )
+    Architecture(d_model=9, num_heads=3, positions="none", attention="qk_norm")
+    Architecture(d_model=8, num_heads=4, positions="none", attention="qk_norm", norm="rms_norm")
     Architecture(d_model=6, num_heads=2, positions="sinusoidal")
     Architecture(d_model=1, num_heads=1, norm="rms_norm", positions="learned")
 
@@ -175,6 +181,17 @@ def test_a_rule_without_a_positive_value_at_this_size_is_refused(rule):
     arch = Architecture(num_layers=3, initialization=Initialization("mine", rule, {}, "a test"))
     with pytest.raises(ValueError, match=r"initialization: the rule .* for attention.query gives .* positive number"):
         arch.std("attention.query")
+
+
+@pytest.mark.parametrize("name", ["shortcut", "branch", "input"])
+@pytest.mark.parametrize(
+    ("rule", "values"),
+    [(2 - layer, "[ 1.  0. -1.]"), (1 / (layer - 1), "[nan 1.  0.5]"), (sp.sqrt(2 - N), "[nan nan nan]")],
+)
+def test_a_blocks_factor_is_a_number_that_is_not_negative(name: str, rule: sp.Expr, values: str) -> None:
+    assert refusal(num_layers=3, block=Block("mine", **{name: rule})) == (
+        f"block: the rule {rule} for {name} gives {values}, not numbers of at least 0"
+    )
 
 
 def test_an_embedding_rule_is_evaluated_at_this_size():

@@ -3,21 +3,24 @@
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import sympy as sp
 
+from theory import derivation
 from theory import notation as s
 from theory.__main__ import main
 from theory.activation import ACTIVATIONS
 from theory.atlas import atlas
 from theory.attention_scheme import ATTENTIONS
 from theory.block import BLOCKS
-from theory.derivation import derive, topics
+from theory.derivation import Step, derive, topics
 from theory.embedding import EMBEDDINGS
 from theory.initialization import INITIALIZATIONS
 from theory.latex import COLUMNS, _width, display, words
+from theory.matrix_algebra import Norm
 from theory.presets import PRESETS
 
 
@@ -96,6 +99,36 @@ def test_a_short_statement_is_one_line_and_a_wide_one_is_split_where_it_may_be()
         assert sum(rf"\alpha_{{{i}}}" in line for line in lines) == 1
     one_sum = display(sp.Eq(s.delta, total, evaluate=False)).split("\n")[1:-1]
     assert len(one_sum) > 1 and all(line.lstrip("& ").startswith(r"\quad\quad + ") for line in one_sum[1:])
+
+
+def test_what_is_no_relation_is_split_too() -> None:
+    assert display(s.sigma**2) == r"\sigma^{2}"
+    terms = sp.symbols("alpha_1:25")
+    lines = display(sp.Add(*terms)).split("\n")[1:-1]
+    assert len(lines) == 2 and lines[1].startswith("& + ") and not any("=" in line for line in lines)
+    for i in range(1, 25):
+        assert sum(rf"\alpha_{{{i}}}" in line for line in lines) == 1
+
+
+def test_what_has_a_matrix_within_is_left_whole() -> None:
+    wide = Norm(sp.MatAdd(*(sp.MatrixSymbol(f"M_{i}", s.d, s.d) for i in range(1, 25))))
+    assert _width(wide) > COLUMNS
+    left, right = display(sp.Le(wide, s.delta, evaluate=False)).split("\n")[1:-1]
+    assert left.startswith(r"& \lVert M_{1}+ M_{2}") and left.endswith(r"M_{24} \rVert \\")
+    assert right == r"& \quad \leq \delta"
+
+
+def test_command_line_says_which_topic_has_a_step_that_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    title, found = topics()["uniform_mixing"], derive("uniform_mixing")
+    wrong = replace(found, steps=(*found.steps, Step(sp.Eq(s.d, s.d + 1, evaluate=False), "wrong")))
+    monkeypatch.setitem(derivation.TOPICS, "uniform_mixing", (title, lambda: wrong))
+    monkeypatch.setattr(derivation, "topics", lambda: {"uniform_mixing": title})
+    assert main(["atlas", "--out", str(tmp_path / "atlas.tex")]) == 1
+    captured = capsys.readouterr()
+    assert captured.err == "a step of uniform_mixing failed\n" and ": 1 derivations; " in captured.out
+    assert "FAILED" in (tmp_path / "atlas.tex").read_text(encoding="utf-8")
 
 
 def test_command_line_writes_it_whole_or_says_why_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

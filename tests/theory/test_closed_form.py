@@ -5,15 +5,16 @@ import pytest
 import sympy as sp
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy import integrate, stats
 
-from theory import Architecture, predict
+from theory import Activation, Architecture, predict
 from theory import notation as s
-from theory.activation import ACTIVATIONS
+from theory.activation import ACTIVATIONS, activation
 from theory.block import BLOCKS
 from theory.closed_form import additions, closed_form
 from theory.derivation import derive
 from theory.dual_activation import dual_activation
-from theory.dual_expression import dual_expression, dual_tables
+from theory.dual_expression import dual_expression, dual_tables, mean_expression
 from theory.embedding import EMBEDDINGS
 from theory.initialization import INITIALIZATIONS
 
@@ -43,6 +44,53 @@ def test_dual_expression_is_the_dual_activation(name: str, q: float) -> None:
     for correlation in (0.1, 0.6, 1.0):
         wanted = dual_activation(scheme, q * np.array([[1, correlation], [correlation, 1]]))
         np.testing.assert_allclose(numbers(q, correlation), [w[0, 1] for w in wanted], rtol=4e-4)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("q", [0.0123, 1.0, 9.0])
+def test_mean_expression_is_the_gaussian_integral(name: str, q: float) -> None:
+    size, scheme = sp.Symbol("q", positive=True), ACTIVATIONS[name]
+    mean = sp.lambdify(size, mean_expression(scheme, size), modules=[dual_tables(scheme), "numpy"])
+    wanted, _ = integrate.quad(
+        lambda x: float(scheme.numeric[0](np.array(q**0.5 * x))) * stats.norm.pdf(x), -10, 10, points=[0]
+    )
+    assert mean(q) == pytest.approx(wanted, rel=1e-4, abs=1e-12)
+
+
+_REGLU = Activation("reglu", ACTIVATIONS["relu"].function, "a test", gated=True)
+
+
+@pytest.mark.parametrize(
+    ("norm", "scheme", "unlike", "back"),
+    [
+        ("layer_norm", "relu", 0, np.pi / (np.pi - 1)),
+        ("rms_norm", "relu", 1 / np.pi, 1),
+        ("layer_norm", "silu", 0, None),
+        ("layer_norm", _REGLU, 0, 2),
+        ("rms_norm", _REGLU, 0, 2),
+    ],
+)
+def test_a_norm_within_the_feed_forward_by_hand(
+    norm: str, scheme: str | Activation, unlike: float, back: float | None
+) -> None:
+    """ReLU has E F^2 = q / 2, mean square q / 2 pi and E F'^2 = 1 / 2; a gated layer's mean is 0. LeCun's gains are 1.
+
+    So what is written has variance 1, unlike tokens' covariance is what is left of the mean's square over E F^2, and
+    the squared gradient goes back as 1 / 2 over what the norm divides by, or, gated, as 2 q over q.
+    """
+    arch = Architecture(d_model=64, block="sub_ln", norm=norm, activation=scheme, initialization="lecun")
+    step = additions(arch)[1]
+    own, pair, gradient, _ = step.compiled(*step.written["feed_forward"])(1.0, 0.0, 0.0, 1, 24, 0.0)
+    assert own == pytest.approx(1, rel=1e-9) and pair == pytest.approx(unlike, rel=1e-9, abs=1e-4)
+    if back is None:
+        moments = [_moment(activation(scheme), derivative, power) for derivative, power in ((1, 2), (0, 2), (0, 1))]
+        back = moments[0] / (moments[1] - moments[2] ** 2)
+    assert gradient == pytest.approx(back, rel=1e-3)
+
+
+def _moment(scheme: Activation, derivative: int, power: int) -> float:
+    function = scheme.numeric[derivative]
+    return integrate.quad(lambda x: float(function(np.array(x))) ** power * stats.norm.pdf(x), -10, 10, points=[0])[0]
 
 
 def test_relu_telescopes_for_one_token() -> None:

@@ -60,6 +60,13 @@ def test_a_step_may_use_only_what_is_stated_before() -> None:
     assert Derivation("t", "t", (Step(later, "given", kind="given"), step)).check()
 
 
+@pytest.mark.parametrize(("statement", "value"), [(sp.Eq(s.d, s.d), "True"), (sp.Lt(s.d, s.d), "False")])
+def test_a_statement_that_sympy_has_decided_is_none(statement: sp.Basic, value: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        Step(statement, "decided")
+    assert str(caught.value) == f"statement: SymPy evaluated it to {value}; build it with evaluate=False"
+
+
 def test_a_lemma_must_be_stated_in_its_derivation() -> None:
     wrong = Step(sp.Eq(s.C_ffn, s.d), "no such statement", "layer_norm_jacobian", kind="lemma")
     assert not Derivation("t", "t", (wrong,)).check()

@@ -182,6 +182,10 @@ def test_unknown_kinds_are_refused():
         ValueError, match=r"initialization 'mine': unknown matrix kind 'attention.up'; choose one of em"
     ):
         Initialization("mine", 1, {"attention.up": layer}, "a test")
+    with pytest.raises(
+        ValueError, match=r"^kind: unknown matrix kind 'attention.up'; choose one of embedding, position"
+    ):
+        initialization("megatron").rule("attention.up")
     with pytest.raises(ValueError, match=r"initialization: unknown value 'kaiming'; choose one of megatron, gpt2"):
         initialization("kaiming")
 

@@ -1,12 +1,15 @@
 """The command line: every command, the exit statuses, one line per error."""
 
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 
+from theory import Architecture, predict
 from theory.__main__ import main
 
 SMALL = ["--arch.num-layers", "2", "--arch.d-model", "32", "--arch.seq-len", "8", "--arch.vocab-size", "16"]
@@ -57,6 +60,36 @@ def test_tables_and_json(capsys: pytest.CaptureFixture[str], command: str) -> No
     assert len(json.loads(capsys.readouterr().out)["shortcut_std"]) == 5
 
 
+def test_a_bound_without_logits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bound", *SMALL, "--method", "high_probability"]) == 0
+    header, *rows, product = capsys.readouterr().out.splitlines()
+    assert header.split() == ["place", "sub-layer", "least_std", "bound_sublayer"]
+    exponent = sum(math.log10(float(row.split()[-1])) for row in rows[:4])
+    assert product == f"bound_product       10^{exponent:.4g}"
+
+
+@pytest.mark.parametrize(("tied", "scale"), [(False, "1"), (True, "1.414")])
+def test_recommend(capsys: pytest.CaptureFixture[str], tied: bool, scale: str) -> None:
+    """Half the width, so sqrt 2 times Megatron's sqrt(2 / (5 d)), and on outputs 1 / sqrt(2 N) of that."""
+    switch = ["--arch.embedding", "3", *(["--arch.tied"] if tied else [])]
+    assert main(["recommend", *SMALL, *switch, "--max-amplification", "3", "--proxy-width", "16"]) == 0
+    explanation, narrow = capsys.readouterr().out.split("\n\nSame propagation at d_model 16: ")
+    arch = Architecture(num_layers=2, d_model=32, seq_len=8, vocab_size=16, embedding=3.0, tied=tied)
+    norms = predict(arch).gradient_norm
+    told = re.match(
+        r"Largest gradient norm of any place over the last one's: (.*), within the budget of 3\.", explanation
+    )
+    assert told is not None and float(told[1]) == pytest.approx(norms.max() / norms[-1], rel=0.05)
+    first, *rows = narrow.splitlines()
+    assert first == (
+        f"num_heads 2, num_kv_heads 2, d_ff 64, embedding multiplier 2.121, logit_scale {scale}; standard deviations:"
+    )
+    std = dict(row.split() for row in rows)
+    assert std.pop("attention.output") == std.pop("feed_forward.down") == "0.07906"
+    names = ["embedding", "attention.query", "attention.key", "attention.value", "feed_forward.up"]
+    assert list(std) == names + ["head"] * (not tied) and set(std.values()) == {"0.1581"}
+
+
 def test_growth(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["growth", "--arch.initialization", "small", "--arch.activation", "relu"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -71,6 +104,11 @@ def test_growth(capsys: pytest.CaptureFixture[str]) -> None:
         (["predict", "--preset", "gpt5"], "error: preset: unknown value 'gpt5'; choose one of gpt2-small, gpt2-medium"),
         (["bound", "--arch.num-heads", "5"], "error: num_heads: d_model = 128 is not divisible by 5"),
         (["bound", "--arch.initialization", "best"], "error: initialization: unknown value 'best'; choose one of"),
+        (
+            ["recommend", *SMALL, "--max-amplification", "1"],
+            "error: max_amplification: must be a number above 1, got 1",
+        ),
+        (["recommend", *SMALL, "--proxy-width", "0"], "error: d_model: must be a whole number of at least 1, got 0"),
         (["bound", *SMALL, "--method", "guess"], "error: method: unknown value 'guess'; choose one of paper"),
     ],
 )

@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from theory import Architecture, predict, proxy, recommend
-from theory.recommendation import _multiplied, _smallest, _with_gain
+from theory import Architecture, predict, proxy, recommend, recommendation
+from theory.recommendation import _depth, _multiplied, _smallest, _with_gain
 
 SMALL = Architecture(num_layers=12, d_model=128, seq_len=16, embedding="vanilla")
 
@@ -58,6 +59,28 @@ def test_a_stack_that_adds_nothing_stands_any_depth():
     found = recommend(replace(SMALL, block="rezero"), 1.5, networks=4)
     assert found.amplification == pytest.approx(1, abs=1e-3) and found.deeper and found.largest_depth == 48
     assert "or more" in found.explanation
+
+
+@pytest.mark.parametrize(
+    ("blocks", "budget", "found"), [(5, 7.5, 7), (5, 11, 11), (5, 13, 13), (24, 50.5, 50), (24, 60, 60), (24, 95, 94)]
+)
+def test_the_largest_depth_is_found_between_powers_of_two(blocks: int, budget: float, found: int) -> None:
+    """Exactly up to 64 blocks, beyond within one in 32."""
+    arch = replace(SMALL, num_layers=blocks)
+    assert _depth(arch, lambda changed: float(changed.num_layers), budget) == (found, False)
+
+
+@pytest.mark.parametrize(("width", "least", "most"), [(128, 16, 16), (4096, 2, 15)])
+def test_networks_of_ones_own_number(width: int, least: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    followed = set()
+
+    def flat(arch: Architecture, networks: int) -> SimpleNamespace:
+        followed.add(networks)
+        return SimpleNamespace(gradient_norm=np.ones(2), shortcut_std=np.ones(2))
+
+    monkeypatch.setattr(recommendation, "predict", flat)
+    assert recommend(replace(SMALL, d_model=width, seq_len=64)).amplification == 1
+    assert len(followed) == 1 and least <= followed.pop() <= most
 
 
 def test_an_embedding_cannot_cure_norms_after_the_sum():

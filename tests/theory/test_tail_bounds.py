@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from theory import Architecture, Initialization, bound
+from theory import Architecture, Block, Initialization, bound
 from theory.activation import ACTIVATIONS
 from theory.architecture import NORMS, POSITIONS
 from theory.attention_scheme import ATTENTIONS
@@ -123,6 +123,23 @@ def test_a_norm_that_nothing_keeps_from_dividing_by_its_epsilon() -> None:
     assert normed.sublayer[0] - 1 == pytest.approx((plain.sublayer[0] - 1) / 0.2, rel=1e-9)
     with pytest.raises(ValueError, match="norm_epsilon: at 0 nothing keeps"):
         bound(Architecture(block="sub_ln", **fields | {"norm_epsilon": 0.0}), "high_probability")
+
+
+@pytest.mark.parametrize(("initialization", "nothing"), [("megatron", False), ("olmo2", True)])
+def test_two_normed_rows_of_cut_off_gaussians_may_undo_the_stream(initialization: str, nothing: bool) -> None:
+    """Each has a direction near a random one, their sum need not: it may be the stream's own, turned around."""
+    alone, both = (
+        bound(
+            Architecture(
+                num_layers=1, d_model=256, num_heads=4, seq_len=4, vocab_size=9, embedding="vanilla",
+                initialization=initialization, block=Block("mine", output_norm=True, parallel=parallel),
+            ),
+            "high_probability",
+        ).shortcut_std
+        for parallel in (False, True)
+    )  # fmt: skip
+    assert np.all(alone > 0) and both[0] == pytest.approx(alone[0], rel=0.01)
+    assert bool(both[1] == 0) is nothing
 
 
 def test_a_shortcut_is_refused() -> None:

@@ -37,3 +37,8 @@ def test_what_is_kept_has_the_eigenvalue_one(length: int) -> None:
     assert mixing.forward(1) == (1, 1)
     own, across = mixing.backward(mixing.kept)
     assert own == 1 and across == mixing.kept
+
+
+def test_one_token_has_no_other_to_be_like() -> None:
+    mixing = token_mixing(Architecture(seq_len=1))
+    assert mixing.kept == 0 and mixing.backward(mixing.kept) == (1, 0)
