@@ -1,4 +1,4 @@
-"""Measure, train and judge: python -m verify init | train | report.
+"""Measure, train and judge: python -m verify init | train | sweep | report.
 
 Exit status 0: done; 1: a check failed; 2: wrong usage, with one line that names the field, the value and the choices.
 """
@@ -13,6 +13,7 @@ import tyro
 
 from theory.architecture import Architecture
 from theory.command_line import ArchitectureFlags, Preset, architecture, parse, run
+from verify.sweeps.command import SweepCommand, run_command
 from verify.training.optimizer import Optimizer
 
 if TYPE_CHECKING:
@@ -113,13 +114,19 @@ class Report:
 Command = (
     Annotated[Init, tyro.conf.subcommand("init")]
     | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[SweepCommand, tyro.conf.subcommand("sweep")]
     | Annotated[Report, tyro.conf.subcommand("report")]
 )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    commands: dict[type, Callable[[Any], int]] = {Init: _init, Train: _train, Report: _report}
+    commands: dict[type, Callable[[Any], int]] = {
+        Init: _init,
+        Train: _train,
+        SweepCommand: run_command,
+        Report: _report,
+    }
 
     def chosen() -> int:
         options = parse(Command, arguments, "python -m verify", __doc__)
@@ -152,13 +159,11 @@ def _init(options: Init) -> int:
 def _train(options: Train) -> int:
     from verify.sweeps import store
     from verify.sweeps.lanes import train_missing
-    from verify.training.corpus import load_corpus
+    from verify.training.loop import require_data
     from verify.training.progress import progress
 
     runs = _runs(options)
-    corpus = load_corpus(options.corpus, runs[0].arch.vocab_size)
-    for split in ("train", "held_out"):
-        corpus.batch(runs[0].arch.seq_len, 1, seed=0, step=0, split=split)
+    require_data(runs)
     store.require_writable(options.out)
     try:
         with progress() as stage, stage("train (steps)", options.steps * len(runs)) as advance:

@@ -28,13 +28,16 @@ def configuration(run: Run) -> dict[str, object]:
     return values | {"corpus_digest": load_corpus(run.corpus, run.arch.vocab_size).digest}
 
 
+def digest(run: Run) -> str:
+    """12 hexadecimal digits of the hash of the run's configuration."""
+    return hashlib.sha256(json.dumps(configuration(run), sort_keys=True).encode()).hexdigest()[:12]
+
+
 def path_of(run: Run, folder: Path) -> Path:
-    """The file of that run: its names to read, and 12 digits of the hash of its configuration."""
-    text = json.dumps(configuration(run), sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    """The file of that run: its names to read, and its digest."""
     embedding = getattr(run.arch.embedding, "name", run.arch.embedding)
     readable = "".join(c if c.isalnum() else "-" for c in str(embedding))
-    return folder / f"{readable}_rate{run.optimizer.learning_rate:g}_seed{run.seed}_{digest}.nc"
+    return folder / f"{readable}_rate{run.optimizer.learning_rate:g}_seed{run.seed}_{digest(run)}.nc"
 
 
 def save(run: Run, dataset: xr.Dataset, folder: Path) -> Path:

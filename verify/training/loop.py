@@ -6,7 +6,7 @@ are, its later values are NaN, and its neighbours never notice.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -62,6 +62,13 @@ class State:
     optimizer: Any
     step: Int[Array, "*lanes"]
     stopped: Bool[Array, "*lanes"]
+
+
+def require_data(runs: Iterable[Run]) -> None:
+    """Raise ValueError that names a corpus that is missing or too short for a sequence of one of these runs."""
+    for corpus, vocab_size, seq_len in {(run.corpus, run.arch.vocab_size, run.arch.seq_len) for run in runs}:
+        for split in ("train", "held_out"):
+            load_corpus(corpus, vocab_size).batch(seq_len, 1, seed=0, step=0, split=split)
 
 
 def train(run: Run) -> xr.Dataset:
