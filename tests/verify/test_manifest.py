@@ -1,6 +1,7 @@
 """A sweep's file: what it makes, in which order, and what it says of a mistake."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -76,3 +77,9 @@ def test_a_preset_is_what_the_fields_change(tmp_path):
 def test_a_mistake_is_named_with_the_file(tmp_path, text, said):
     with pytest.raises(ValueError, match=rf"sweep.toml: {said}"):
         read(tmp_path, text)
+
+
+def test_the_example_of_the_docs(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "sweeps.md").read_text()
+    example = page.split("```toml\n")[1].split("```")[0]
+    assert len(read(tmp_path, example).runs) == 4 * 2 * 3
