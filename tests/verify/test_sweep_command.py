@@ -56,6 +56,15 @@ def test_a_plan_of_a_share(sweep, tmp_path, capsys):
     assert "2 runs (share 3/4)" in said and "program 1: 2 runs, 2 left" in said
 
 
+def test_a_plan_of_what_does_not_fit_says_so(sweep, tmp_path, capsys, monkeypatch):
+    arguments = ["sweep", "plan", str(sweep), "--out", str(tmp_path)]
+    assert main(arguments) == 0 and "MORE" not in capsys.readouterr().out
+    monkeypatch.setattr(command, "free_bytes", lambda: 1000)
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.count("1 at a time in") == 2
+    assert main(arguments) == 0 and "MORE than the 0.00 GB that are free here" in capsys.readouterr().out
+
+
 def test_a_run_trains_its_share_once(sweep, tmp_path, capsys, monkeypatch):
     """4 runs of the first program, then the other share, of two lanes each as memory has room for; then nothing."""
     trained = []

@@ -117,9 +117,11 @@ def _table(sweep: Sweep, runs: Sequence[Run], done: dict[Run, bool]) -> str:
 
 
 def _print_program(number: int, program: Run, runs: list[Run], done: dict[Run, bool], most: int) -> None:
-    one, left = cost(program), sum(not done[run] for run in runs)
-    lanes = lanes_that_fit(runs, most, free_bytes())
+    one, left, free = cost(program), sum(not done[run] for run in runs), free_bytes()
+    lanes = lanes_that_fit(runs, most, free)
     print(
-        f"\nprogram {number}: {len(runs)} runs, {left} left; {one.parameters:.4g} parameters; a run: "
-        f"{one.tokens:.4g} tokens, {one.flops:.3g} FLOP; {lanes} at a time in {lanes * one.lane_bytes / 1e6:.0f} MB"
+        f"\nprogram {number}: {len(runs)} runs, {left} left; {one.parameters:,} parameters; "
+        f"a run: {one.tokens:,} tokens, {one.flops:.3g} FLOP; "
+        f"{lanes} at a time in {lanes * one.lane_bytes / 1e9:,.2f} GB"
+        + (f", MORE than the {free / 1e9:,.2f} GB that are free here" if one.lane_bytes > free else "")
     )
