@@ -257,8 +257,8 @@ def _squares(arch: Architecture, batch: TokenBatch, draws: Draws) -> tuple[dict[
         # dL/dW of W / ‖W‖; what it lacks along W's first singular pair, one direction of all, is dropped
         for kind in arch.matrices:
             squares[kind] *= (arch.effective_std(kind) / arch.std(kind)) ** 2
-    if mean is not None and not arch.tied and embedding(arch.embedding).layer_norm:
-        gradient = _before_embedding_norm(arch, embedded, own_row, gradient, mean)
+    if embedding(arch.embedding).layer_norm:
+        gradient = _before_embedding_norm(arch, embedded, own_row, gradient, None if arch.tied else mean)
     table = _table_gradient(arch, batch, gradient) * scale + above.table
     tables = {"embedding": np.array([table])} | ({} if arch.tied else {"head": np.array([above.head])})
     places = {"shortcut_std": np.array(variances), "gradient_norm": arch.d_model * np.array(norms[::-1])}
@@ -521,27 +521,22 @@ def ensemble_size(arch: Architecture, tokens: np.ndarray | None) -> int:
 
 
 def _before_embedding_norm(
-    arch: Architecture, stream: Stream, row: OwnRow, gradient: np.ndarray, mean: _Mean
+    arch: Architecture, stream: Stream, row: OwnRow, gradient: np.ndarray, mean: _Mean | None
 ) -> np.ndarray:
-    """The kernel at the first place, such that losing as much as a random one it becomes the right one.
-
-    The norm of the embedding takes from the gradient's mean all that runs along the token's own row.
-    """
+    """What the embedding's norm leaves of the kernel at the first place, but for its divisor; see `_projected`."""
+    left_of_random = np.float32(1 - 1 / arch.d_model - mean_share(arch, arch.d_model))
+    if mean is None:
+        return gradient * left_of_random
     rows = stream.without_mean(arch) - row.beside
     level = stream.rows[..., 0] * np.float32(arch.norm == "layer_norm")
     whole, left = _projected(mean.tokens, stream.kernel, level, rows, rows)
-    return gradient - whole + left / np.float32(_left_of_row(arch))
-
-
-def _left_of_row(arch: Architecture) -> float:
-    """Share of a random direction that the norm of the embedding leaves."""
-    return 1 - 1 / arch.d_model - mean_share(arch, arch.d_model)
+    return (gradient - whole) * left_of_random + left
 
 
 def _table_gradient(arch: Architecture, batch: TokenBatch, gradient: np.ndarray) -> float:
-    """Square of the norm of the table's gradient: rows of equal tokens add up, then the embedding's own Jacobian."""
+    """Square of the norm of the table's gradient, its kernel within a norm: rows of equal tokens add up."""
     method = embedding(arch.embedding)
     factor = arch.evaluate(method.multiplier) ** 2 * arch.evaluate(method.gradient_share) ** 2
     if method.layer_norm:
-        factor *= _left_of_row(arch) / (row_size(arch) * (1 - mean_share(arch, arch.d_model)) + arch.norm_epsilon)
+        factor /= row_size(arch) * (1 - mean_share(arch, arch.d_model)) + arch.norm_epsilon
     return arch.d_model * factor * batch.total(gradient * batch.same_input)
