@@ -62,7 +62,7 @@ def load_corpus(name: str, vocab_size: int) -> Corpus:
         raise ValueError(f"corpus: unknown value {name!r}; choose one of {CHOICES}")
     if vocab_size < BYTES:
         raise ValueError(f"vocab_size: {name!r} is read as bytes and needs {BYTES} words, got {vocab_size}")
-    return _stdlib() if name == "stdlib" else _bytes(name, _read(path))
+    return _stdlib() if name == "stdlib" else _text(name, path)
 
 
 def _bytes(name: str, text: bytes) -> Corpus:
@@ -85,6 +85,12 @@ def _stdlib() -> Corpus:
             sources.append(path.read_bytes())
             size += len(sources[-1])
     return _bytes("stdlib", b"\n".join(sources)[:_MOST_BYTES])
+
+
+@lru_cache(maxsize=4)
+def _text(name: str, path: Path) -> Corpus:
+    """Read once: a sweep asks for its digest run by run."""
+    return _bytes(name, _read(path))
 
 
 def _read(path: Path) -> bytes:
