@@ -13,7 +13,6 @@ import tyro
 
 from theory.architecture import Architecture
 from theory.command_line import ArchitectureFlags, Preset, architecture, parse, run
-from verify.sweeps.command import SweepCommand, run_command
 from verify.training.optimizer import Optimizer
 
 if TYPE_CHECKING:
@@ -84,6 +83,38 @@ class Train:
 
 
 @dataclasses.dataclass(frozen=True)
+class _SweepOptions:
+    file: tyro.conf.Positional[Path]
+    """TOML file of the sweep"""
+    out: Path = Path("runs")
+    """folder of the runs' files"""
+    shard: str = "0/1"
+    """I/N: the I-th of N equal shares of the runs, I from 0 to N - 1"""
+    lanes: int = 8
+    """most runs that advance together in one compiled program; fewer where memory is short"""
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepPlan(_SweepOptions):
+    """List the runs with the hash of their configuration, which of them are done, and what the rest costs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepRun(_SweepOptions):
+    """Train the runs that have no file yet, one netCDF file a run; the same command goes on after an interruption."""
+
+
+SweepCommand = Annotated[SweepPlan, tyro.conf.subcommand("plan")] | Annotated[SweepRun, tyro.conf.subcommand("run")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Train a grid of runs described by a TOML file."""
+
+    command: tyro.conf.OmitSubcommandPrefixes[SweepCommand]
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
     """Derive, predict, measure, train and judge; writes OUT/index.html and its data."""
 
@@ -114,7 +145,7 @@ class Report:
 Command = (
     Annotated[Init, tyro.conf.subcommand("init")]
     | Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[SweepCommand, tyro.conf.subcommand("sweep")]
+    | Annotated[Sweep, tyro.conf.subcommand("sweep")]
     | Annotated[Report, tyro.conf.subcommand("report")]
 )
 
@@ -124,7 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands: dict[type, Callable[[Any], int]] = {
         Init: _init,
         Train: _train,
-        SweepCommand: run_command,
+        Sweep: _sweep,
         Report: _report,
     }
 
@@ -157,27 +188,17 @@ def _init(options: Init) -> int:
 
 
 def _train(options: Train) -> int:
-    from verify.sweeps import store
-    from verify.sweeps.lanes import train_missing
-    from verify.training.loop import require_data
-    from verify.training.progress import progress
+    from verify.sweeps.command import train
 
-    runs = _runs(options)
-    require_data(runs)
-    store.require_writable(options.out)
-    try:
-        with progress() as stage, stage("train (steps)", options.steps * len(runs)) as advance:
-            paths = train_missing(runs, options.out, options.lanes, advance)
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; finished runs stay in {options.out}/ and the same command goes on", file=sys.stderr)
-        return 130
-    for trained, path in zip(runs, paths, strict=True):
-        ended = store.load(path).attrs
-        print(
-            f"rate {trained.optimizer.learning_rate:<8g} seed {trained.seed:<3d} {ended['outcome']} at step "
-            f"{ended['outcome_step']}, held-out loss {ended['held_out_loss']:.4f} nats per token: {path}"
-        )
-    return 0
+    return train(_runs(options), options.out, lambda _: options.lanes)
+
+
+def _sweep(options: Sweep) -> int:
+    from verify.sweeps.command import plan, train_share
+
+    chosen = options.command
+    act = plan if isinstance(chosen, SweepPlan) else train_share
+    return act(chosen.file, chosen.out, chosen.shard, chosen.lanes)
 
 
 def _runs(options: Train) -> "list[Run]":

@@ -1,13 +1,10 @@
 """`python -m verify sweep plan | run FILE`: what a sweep's runs are and cost, and the training of the missing ones."""
 
-import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, TypeVar
-
-import tyro
+from typing import TypeVar
 
 from verify.sweeps import store
 from verify.sweeps.cost import cost, free_bytes, lanes_that_fit
@@ -17,48 +14,6 @@ from verify.training.loop import Run, require_data
 from verify.training.progress import progress
 
 _Item = TypeVar("_Item")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Options:
-    file: tyro.conf.Positional[Path]
-    """TOML file of the sweep"""
-    out: Path = Path("runs")
-    """folder of the runs' files"""
-    shard: str = "0/1"
-    """I/N: the I-th of N equal shares of the runs, I from 0 to N - 1"""
-    lanes: int = 8
-    """most runs that advance together in one compiled program; fewer where memory is short"""
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan(_Options):
-    """List the runs with the hash of their configuration, which of them are done, and what the rest costs."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Train(_Options):
-    """Train the runs that have no file yet, one netCDF file a run; the same command goes on after an interruption."""
-
-
-Command = Annotated[Plan, tyro.conf.subcommand("plan")] | Annotated[Train, tyro.conf.subcommand("run")]
-
-
-@dataclasses.dataclass(frozen=True)
-class SweepCommand:
-    """Train a grid of runs described by a TOML file."""
-
-    command: tyro.conf.OmitSubcommandPrefixes[Command]
-
-
-def run_command(options: SweepCommand) -> int:
-    """Exit status of that command. Raises ValueError and OSError for what the user can mend."""
-    command = options.command
-    if command.lanes < 1:
-        raise ValueError(f"lanes: must be at least 1, got {command.lanes}")
-    sweep = read_sweep(command.file)
-    runs = share(sweep.runs, command.shard)
-    return _plan(command, sweep, runs) if isinstance(command, Plan) else _train(command, runs)
 
 
 def share(runs: Sequence[_Item], shard: str) -> Sequence[_Item]:
@@ -73,36 +28,56 @@ def share(runs: Sequence[_Item], shard: str) -> Sequence[_Item]:
     return runs[ends[0] : ends[1]]
 
 
-def _plan(options: Plan, sweep: Sweep, runs: Sequence[Run]) -> int:
-    done = {run: store.path_of(run, options.out).exists() for run in runs}
-    print(f"{options.file}: {len(runs)} runs" + (f" (share {options.shard})" if options.shard != "0/1" else ""))
+def plan(file: Path, out: Path, shard: str, lanes: int) -> int:
+    """Print every run of the share, and what is left to do; the exit status. Raises as `read_sweep` and `share` do."""
+    sweep, runs = _read(file, shard, lanes)
+    done = {run: store.path_of(run, out).exists() for run in runs}
+    print(f"{file}: {len(runs)} runs" + (f" (share {shard})" if shard != "0/1" else ""))
     print(_table(sweep, runs, done))
     for number, (program, group) in enumerate(groupby(runs, Run.program), 1):
-        _print_program(number, program, list(group), done, options.lanes)
-    left = [run for run in runs if not done[run]]
-    tokens, flops = sum(cost(run).tokens for run in left), sum(cost(run).flops for run in left)
-    print(
-        f"\n{len(runs) - len(left)} of {len(runs)} done in {options.out}/; left: {tokens:.3g} tokens, {flops:.3g} FLOP"
-    )
+        _print_program(number, program, list(group), done, lanes)
+    left = [cost(run) for run in runs if not done[run]]
+    tokens, flops = sum(one.tokens for one in left), sum(one.flops for one in left)
+    print(f"\n{len(runs) - len(left)} of {len(runs)} done in {out}/; left: {tokens:.3g} tokens, {flops:.3g} FLOP")
     return 0
 
 
-def _train(options: Train, runs: Sequence[Run]) -> int:
+def train_share(file: Path, out: Path, shard: str, lanes: int) -> int:
+    """Train what of the share is missing, as many at a time as memory holds. Returns and raises as `train` does."""
+    _, runs = _read(file, shard, lanes)
+    return train(runs, out, lambda group: lanes_that_fit(group, lanes, free_bytes()))
+
+
+def train(runs: Sequence[Run], out: Path, lanes: Callable[[Sequence[Run]], int]) -> int:
+    """Train what has no file in `out` yet, and print how every run ended. lanes: at a time, of runs of one program.
+
+    Returns the exit status, 130 after an interruption. Raises ValueError for a corpus or folder that will not do.
+    """
     require_data(runs)
-    store.require_writable(options.out)
+    store.require_writable(out)
+    paths = list[Path]()
     try:
         with progress() as stage, stage("train (steps)", sum(run.steps for run in runs)) as advance:
             for _, same in groupby(runs, Run.program):
                 group = list(same)
-                train_missing(group, options.out, lanes_that_fit(group, options.lanes, free_bytes()), advance)
+                paths += train_missing(group, out, lanes(group), advance)
     except KeyboardInterrupt:
-        print(f"\ninterrupted; finished runs stay in {options.out}/ and the same command goes on", file=sys.stderr)
+        print(f"\ninterrupted; finished runs stay in {out}/ and the same command goes on", file=sys.stderr)
         return 130
-    for trained in runs:
-        path = store.path_of(trained, options.out)
+    for trained, path in zip(runs, paths, strict=True):
         ended = store.load(path).attrs
-        print(f"{path}: {ended['outcome']} at step {ended['outcome_step']}, held-out loss {ended['held_out_loss']:.4f}")
+        print(
+            f"rate {trained.optimizer.learning_rate:<8g} seed {trained.seed:<3d} {ended['outcome']} at step "
+            f"{ended['outcome_step']}, held-out loss {ended['held_out_loss']:.4f} nats per token: {path}"
+        )
     return 0
+
+
+def _read(file: Path, shard: str, lanes: int) -> tuple[Sweep, Sequence[Run]]:
+    if lanes < 1:
+        raise ValueError(f"lanes: must be at least 1, got {lanes}")
+    sweep = read_sweep(file)
+    return sweep, share(sweep.runs, shard)
 
 
 def _table(sweep: Sweep, runs: Sequence[Run], done: dict[Run, bool]) -> str:

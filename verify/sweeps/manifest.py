@@ -1,16 +1,6 @@
 """A sweep as data: a TOML file with the fields that all its runs share and those that vary, made into runs.
 
-preset = "llama"              # optional: the recipe that the fields below change
-seeds = 4                     # optional: seeds 0 to 3
-
-[run]                         # fields of verify.training.loop.Run
-steps = 300
-arch.num_layers = 6
-optimizer.clip = 1.0
-
-[grid]                        # every combination of these
-arch.embedding = ["vanilla", "scaled"]
-optimizer.learning_rate = [1e-3, 3e-3, 1e-2]
+Tables `run` and `grid`, `preset` and `seeds`: docs/sweeps.md has an example.
 """
 
 import dataclasses
