@@ -76,8 +76,8 @@ class Train:
     """sequences a step"""
     steps: int = 300
     """optimizer steps"""
-    lanes: int = 4
-    """runs that advance together in one compiled program; an interruption costs at most that many"""
+    lanes: int | None = None
+    """most runs that advance together in one compiled program (None: as many as pay and fit into memory)"""
     out: Path = Path("runs")
     """folder of the runs' files"""
 
@@ -90,21 +90,34 @@ class _SweepOptions:
     """folder of the runs' files"""
     shard: str = "0/1"
     """I/N: the I-th of N equal shares of the runs, I from 0 to N - 1"""
-    lanes: int = 8
-    """most runs that advance together in one compiled program; fewer where memory is short"""
 
 
 @dataclasses.dataclass(frozen=True)
-class SweepPlan(_SweepOptions):
-    """List the runs with the hash of their configuration, which of them are done, and what the rest costs."""
+class _SweepLanes(_SweepOptions):
+    lanes: int | None = None
+    """most runs that advance together in one compiled program (None: as many as pay and fit into memory)"""
 
 
 @dataclasses.dataclass(frozen=True)
-class SweepRun(_SweepOptions):
+class SweepPlan(_SweepLanes):
+    """List the runs with the hash of their configuration, how far they are, and what the rest costs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepRun(_SweepLanes):
     """Train the runs that have no file yet, one netCDF file a run; the same command goes on after an interruption."""
 
 
-SweepCommand = Annotated[SweepPlan, tyro.conf.subcommand("plan")] | Annotated[SweepRun, tyro.conf.subcommand("run")]
+@dataclasses.dataclass(frozen=True)
+class SweepStatus(_SweepOptions):
+    """Show how far every run is, whoever trains it."""
+
+
+SweepCommand = (
+    Annotated[SweepPlan, tyro.conf.subcommand("plan")]
+    | Annotated[SweepRun, tyro.conf.subcommand("run")]
+    | Annotated[SweepStatus, tyro.conf.subcommand("status")]
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,13 +203,18 @@ def _init(options: Init) -> int:
 def _train(options: Train) -> int:
     from verify.sweeps.command import train
 
-    return train(_runs(options), options.out, lambda _: options.lanes)
+    return train(
+        _runs(options), options.out, options.lanes,
+        lambda run: {"learning_rate": run.optimizer.learning_rate, "seed": run.seed},
+    )  # fmt: skip
 
 
 def _sweep(options: Sweep) -> int:
-    from verify.sweeps.command import plan, train_share
+    from verify.sweeps.command import plan, status, train_share
 
     chosen = options.command
+    if isinstance(chosen, SweepStatus):
+        return status(chosen.file, chosen.out, chosen.shard)
     act = plan if isinstance(chosen, SweepPlan) else train_share
     return act(chosen.file, chosen.out, chosen.shard, chosen.lanes)
 
@@ -207,9 +225,8 @@ def _runs(options: Train) -> "list[Run]":
     rates = options.rates or (options.optimizer.learning_rate,)
     if len(set(rates)) < len(rates):
         raise ValueError(f"rates: must be different from one another, got {rates}")
-    for name in ("seeds", "lanes"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"{name}: must be at least 1, got {getattr(options, name)}")
+    if options.seeds < 1:
+        raise ValueError(f"seeds: must be at least 1, got {options.seeds}")
     arch, optimizer = architecture(options.arch), Optimizer(**dataclasses.asdict(options.optimizer))
     return [
         Run(arch, dataclasses.replace(optimizer, learning_rate=rate), options.corpus, options.batch_size,

@@ -1,6 +1,7 @@
 """A run's cost before it is started, against what XLA says of the compiled step."""
 
 import dataclasses
+import os
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,8 @@ import jaxtyping
 import pytest
 
 from theory import Architecture
-from verify.sweeps.cost import cost, free_bytes, lanes_that_fit
+from verify.sweeps import cost as module
+from verify.sweeps.cost import cost, device_bytes, lanes_that_fit, threads_that_fit
 from verify.training.loop import Run, _start, advance
 
 SMALL = Architecture(num_layers=2, d_model=32, num_heads=2, seq_len=16)
@@ -42,12 +44,39 @@ def test_the_arithmetic_by_hand():
     assert found.flops == (6 * (matrices + norms) + 12 * 2 * 32 * 16) * tokens
 
 
-def test_lanes_fill_the_memory_and_no_more():
-    runs = [Run(SMALL, seed=seed) for seed in range(5)]
+@pytest.mark.parametrize(
+    ("backend", "cores", "room", "runs", "threads", "lanes"),
+    [
+        ("cpu", 2, 100, 32, 2, 4),  # as many as gain something
+        ("cpu", 2, 6, 32, 2, 3),  # as many as fit
+        ("cpu", 16, 100, 32, 16, 2),  # every core has its share
+        ("cpu", 16, 100, 5, 5, 1),
+        ("cpu", 16, 3, 32, 3, 1),
+        ("cpu", 16, 0, 32, 1, 1),  # at least one, even where it does not fit
+        ("gpu", 16, 100, 32, 1, 32),
+        ("gpu", 16, 10, 32, 1, 10),
+        ("gpu", 16, 1000, 320, 1, 64),
+    ],
+)
+def test_threads_and_lanes_fill_cores_and_memory_and_no_more(monkeypatch, backend, cores, room, runs, threads, lanes):
+    runs = [Run(SMALL, seed=seed) for seed in range(runs)]
     one = cost(runs[0]).lane_bytes
-    for most, free, lanes in ((8, 3 * one + 1, 3), (2, 100 * one, 2), (8, 100 * one, 5), (8, 0, 1)):
-        assert lanes_that_fit(runs, most, free) == lanes
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(module, "_cores", lambda: cores)
+    monkeypatch.setattr(module, "device_bytes", lambda: room * one + one // 2)
+    assert threads_that_fit(runs) == threads
+    assert lanes_that_fit(runs, threads) == lanes
+    assert lanes_that_fit(runs, threads, most=2) == min(lanes, 2)
 
 
-def test_some_memory_is_free():
-    assert 2**20 < free_bytes() < 2**50
+def test_the_largest_program_decides_how_many_run_at_a_time(monkeypatch):
+    runs = [Run(SMALL), Run(dataclasses.replace(SMALL, d_model=64))]
+    monkeypatch.setattr(module, "_cores", lambda: 2)
+    for room, threads in ((cost(runs[0]).lane_bytes * 2, 1), (cost(runs[1]).lane_bytes * 2, 2)):
+        monkeypatch.setattr(module, "device_bytes", lambda room=room: room)
+        assert threads_that_fit(runs) == threads_that_fit(runs[::-1]) == threads
+
+
+def test_there_is_memory_and_no_more_than_the_machine_has():
+    page, pages = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES")
+    assert 2**20 < device_bytes() <= page * pages * 3 / 4

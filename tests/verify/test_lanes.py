@@ -1,6 +1,10 @@
 """A grid into a folder: interrupted anywhere it goes on with what is missing, and nothing else."""
 
 import dataclasses
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -8,6 +12,8 @@ import xarray as xr
 
 from theory import Architecture
 from verify.sweeps import lanes, store
+from verify.sweeps.lanes import Unit
+from verify.training.checkpoint import DamagedCheckpoint
 from verify.training.loop import Run
 from verify.training.optimizer import Optimizer
 
@@ -21,42 +27,59 @@ RUNS = [
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Groups in the order in which they were trained; the training itself is replaced."""
+    """Groups in the order in which they were trained, in one thread; the training itself is replaced."""
     groups = []
 
-    def train_lanes(runs, advanced):
+    def train_lanes(runs, advanced, checkpoint, one_core):
         groups.append(list(runs))
-        if advanced is not None:
-            advanced(sum(run.steps for run in runs))
+        advanced(sum(run.steps for run in runs))
         return [xr.Dataset({"loss": ("step", np.full(7, run.optimizer.learning_rate))}) for run in runs]
 
     monkeypatch.setattr(lanes, "train_lanes", train_lanes)
+    monkeypatch.setattr(lanes, "threads_that_fit", lambda runs: 1)
     return groups
+
+
+def files(folder):
+    return {path for path in folder.iterdir() if path.suffix == ".nc"}
+
+
+def paths(runs, folder):
+    return {store.path_of(run, folder) for run in runs}
+
+
+def begin(unit):
+    """As a process killed after its first chunk leaves it."""
+    unit.checkpoint.write(3, {"weight": np.zeros(2)}, {"loss": np.zeros((len(unit.runs), 3))})
+    (unit.checkpoint.folder / "runs.txt").write_text("\n".join(map(store.digest, unit.runs)))
 
 
 def test_groups_are_no_larger_than_asked_and_hold_one_program(trained, tmp_path):
     wider = [dataclasses.replace(run, batch_size=9) for run in RUNS[:2]]
-    done = []
-    paths = lanes.train_missing([*RUNS, *wider], tmp_path, lanes=4, advanced=done.append)
+    done, finished = [], []
+    made = lanes.train_missing([*RUNS, *wider], tmp_path, 4, done.append, lambda *run: finished.append(run))
     assert trained == [RUNS[:4], RUNS[4:], wider]
-    assert paths == [store.path_of(run, tmp_path) for run in [*RUNS, *wider]]
+    assert made == [store.path_of(run, tmp_path) for run in [*RUNS, *wider]]
+    assert finished == list(zip([*RUNS, *wider], made, strict=True))
     assert sum(done) == 7 * 8
-    for run, path in zip(RUNS, paths, strict=False):
+    for run, path in zip(RUNS, made, strict=False):
         assert store.load(path)["loss"][0] == run.optimizer.learning_rate
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in made}
 
 
-def test_interrupted_it_goes_on_with_what_is_missing(trained, tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_interrupted_it_goes_on_with_what_is_missing(trained, tmp_path, monkeypatch, error):
     working = lanes.train_lanes
 
-    def interrupted(runs, advanced):
+    def interrupted(*arguments):
         if len(trained) == 2:
-            raise KeyboardInterrupt
-        return working(runs, advanced)
+            raise error
+        return working(*arguments)
 
     monkeypatch.setattr(lanes, "train_lanes", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(error):
         lanes.train_missing(RUNS, tmp_path, lanes=2)
-    assert len(list(tmp_path.iterdir())) == 4
+    assert files(tmp_path) == paths(RUNS[:4], tmp_path)
     monkeypatch.setattr(lanes, "train_lanes", working)
     trained.clear()
     done = []
@@ -65,11 +88,129 @@ def test_interrupted_it_goes_on_with_what_is_missing(trained, tmp_path, monkeypa
     assert sum(done) == 7 * 6
 
 
-def test_a_damaged_run_is_named_before_any_work(trained, tmp_path):
-    store.path_of(RUNS[3], tmp_path).write_bytes(b"half")
-    with pytest.raises(ValueError, match="is damaged"):
-        lanes.train_missing(RUNS, tmp_path)
-    assert not trained
+def test_what_is_missing_keeps_its_place_in_the_sweep(trained, tmp_path):
+    """Runs 0, 2 and 3 are there: 1 stands alone, as its neighbour is done, and 4 with 5, as they always do."""
+    for run in (RUNS[0], RUNS[2], RUNS[3]):
+        store.save(run, xr.Dataset(), tmp_path)
+    lanes.train_missing(RUNS, tmp_path, lanes=2)
+    assert trained == [[RUNS[1]], RUNS[4:]]
+
+
+def test_what_was_begun_goes_on_first_and_as_it_was(trained, tmp_path):
+    """Three lanes were begun, one of them done, and now there are two: the three go on, and the done one stays."""
+    store.save(RUNS[2], xr.Dataset({"loss": ("step", [9.0])}), tmp_path)
+    begin(Unit(tuple(RUNS[2:5]), tmp_path))
+    lanes.train_missing(RUNS, tmp_path, lanes=2)
+    assert trained == [RUNS[2:5], RUNS[:2], RUNS[5:]]
+    assert store.load(store.path_of(RUNS[2], tmp_path))["loss"][0] == 9
+    assert set(tmp_path.iterdir()) == paths(RUNS, tmp_path)
+
+
+def test_what_another_sweep_began_is_left_alone(trained, tmp_path):
+    other = Unit((RUNS[0], dataclasses.replace(RUNS[0], steps=8)), tmp_path)
+    begin(other)
+    lanes.train_missing(RUNS, tmp_path, lanes=6)
+    assert trained == [RUNS]
+    assert other.checkpoint.steps_done() == 3
+
+
+def test_a_damaged_file_is_named_set_aside_and_its_run_done_again(trained, tmp_path, capsys):
+    lanes.train_missing(RUNS, tmp_path, lanes=2)
+    path = store.path_of(RUNS[3], tmp_path)
+    path.write_bytes(path.read_bytes()[:200])
+    trained.clear()
+    done = []
+    lanes.train_missing(RUNS, tmp_path, lanes=2, advanced=done.append)
+    assert trained == [[RUNS[3]]] and sum(done) == 7 * 6
+    assert store.load(path)["loss"][0] == RUNS[3].optimizer.learning_rate
+    assert (tmp_path / f"{path.name}.damaged").stat().st_size == 200
+    said = capsys.readouterr().err
+    assert f"{path} is damaged" in said and said.count("\n") == 1
+
+
+def test_a_damaged_checkpoint_is_named_and_its_runs_start_again(trained, tmp_path, monkeypatch, capsys):
+    working = lanes.train_lanes
+
+    def train_lanes(runs, advanced, checkpoint, one_core):
+        if checkpoint.steps_done():
+            raise DamagedCheckpoint(f"checkpoint: {checkpoint.folder} is damaged")
+        return working(runs, advanced, checkpoint, one_core)
+
+    monkeypatch.setattr(lanes, "train_lanes", train_lanes)
+    begin(Unit(tuple(RUNS[:2]), tmp_path))
+    lanes.train_missing(RUNS[:2], tmp_path)
+    assert trained == [RUNS[:2]] and set(tmp_path.iterdir()) == paths(RUNS[:2], tmp_path)
+    assert "is damaged; these runs start again" in capsys.readouterr().err
+
+
+def test_a_run_that_another_process_is_at_is_waited_for(trained, tmp_path, monkeypatch):
+    """The other one finishes the first run and dies at the second: only the second is done here, and last."""
+    monkeypatch.setattr(lanes, "_POLL_SECONDS", 0.01)
+    (tmp_path / ".unfinished").mkdir()
+    first, second = (lanes.lock(run, tmp_path) for run in RUNS[:2])
+    first.acquire()
+    second.acquire()
+    with ThreadPoolExecutor(1) as pool:
+        here = pool.submit(lanes.train_missing, RUNS, tmp_path, 1)
+        while len(trained) < 4:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        assert trained == [[run] for run in RUNS[2:]] and not here.done()
+        store.save(RUNS[0], xr.Dataset(), tmp_path)
+        first.release()
+        second.release()
+    assert here.result() == [store.path_of(run, tmp_path) for run in RUNS]
+    assert trained[4:] == [[RUNS[1]]]
+
+
+def test_no_run_is_trained_twice_by_many_at_once(tmp_path, monkeypatch):
+    """Four that start together with four threads each, of different lanes."""
+    runs = [dataclasses.replace(run, seed=seed) for run in RUNS[:3] for seed in range(4)]
+    trained = Counter()
+
+    def train_lanes(runs, advanced, checkpoint, one_core):
+        assert one_core
+        trained.update(runs)
+        time.sleep(0.005)
+        return [xr.Dataset({"loss": ("step", [0.0])}) for _ in runs]
+
+    monkeypatch.setattr(lanes, "train_lanes", train_lanes)
+    monkeypatch.setattr(lanes, "threads_that_fit", lambda runs: 4)
+    monkeypatch.setattr(lanes, "_POLL_SECONDS", 0.01)
+    start = threading.Barrier(4)
+
+    def process(width):
+        start.wait()
+        lanes.train_missing(runs, tmp_path, width)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(process, (1, 2, 3, 2)))
+    assert trained == Counter(runs)
+    assert files(tmp_path) == paths(runs, tmp_path)
+
+
+def test_a_failure_in_one_thread_stops_the_others_after_their_chunk(tmp_path, monkeypatch):
+    """Both are at work when one finds the disk full; the other ends at its next chunk, and nothing new starts."""
+    both, failed = threading.Barrier(2), threading.Event()
+    begun = []
+
+    def train_lanes(runs, advanced, checkpoint, one_core):
+        begun.append(runs)
+        both.wait()
+        if len(begun) == 2 and runs == begun[0]:
+            failed.set()
+            raise OSError("no space left")
+        failed.wait()
+        for _ in range(1000):
+            time.sleep(0.01)
+            advanced(1)
+        raise AssertionError("was not stopped")
+
+    monkeypatch.setattr(lanes, "train_lanes", train_lanes)
+    monkeypatch.setattr(lanes, "threads_that_fit", lambda runs: 2)
+    with pytest.raises(OSError, match="no space left"):
+        lanes.train_missing(RUNS, tmp_path, lanes=1)
+    assert len(begun) == 2 and not files(tmp_path)
 
 
 def test_no_lanes(tmp_path):

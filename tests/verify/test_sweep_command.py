@@ -1,5 +1,10 @@
 """python -m verify sweep: shares that partition, and a plan that says what is left."""
 
+import os
+import signal
+import time
+
+import numpy as np
 import pytest
 import xarray as xr
 from hypothesis import given
@@ -7,8 +12,8 @@ from hypothesis import strategies as st
 
 from verify.__main__ import main
 from verify.sweeps import command, lanes, store
+from verify.sweeps import cost as cost_module
 from verify.sweeps.command import share
-from verify.sweeps.cost import cost
 from verify.sweeps.manifest import read_sweep
 
 
@@ -35,19 +40,31 @@ def sweep(tmp_path):
     return path
 
 
-def test_a_plan_names_every_run_and_what_is_left(sweep, tmp_path, capsys):
-    runs = read_sweep(sweep).runs
-    (tmp_path / "runs").mkdir()
-    store.save(runs[1], xr.Dataset(), tmp_path / "runs")
-    assert main(["sweep", "plan", str(sweep), "--out", str(tmp_path / "runs")]) == 0
+ENDED = xr.Dataset(attrs={"outcome": "finished", "outcome_step": 7, "held_out_loss": 3.0})
+
+
+def rows(said, runs):
+    """The cells of every run's line."""
+    lines = {line.split()[0]: line.split() for line in said.splitlines() if line.strip()}
+    return [lines[store.digest(run)] for run in runs]
+
+
+def test_a_plan_names_every_run_and_what_is_left(sweep, tmp_path, capsys, monkeypatch):
+    runs, out = read_sweep(sweep).runs, tmp_path / "runs"
+    out.mkdir()
+    store.save(runs[1], ENDED, out)
+    monkeypatch.setattr(command, "threads_that_fit", lambda runs: 2)
+    assert main(["sweep", "plan", str(sweep), "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    for run in runs:
-        (line,) = [line for line in said.splitlines() if line.startswith(store.digest(run))]
-        assert line.split()[1:4] == [run.arch.embedding, f"{run.optimizer.learning_rate:g}", str(run.seed)]
-        assert line.endswith("done" if run == runs[1] else "to do")
+    for run, cells in zip(runs, rows(said, runs), strict=True):
+        assert cells[1:4] == [run.arch.embedding, f"{run.optimizer.learning_rate:g}", str(run.seed)]
+        assert cells[4:] == (
+            ["7/7", "done:", "finished", "at", "step", "7", "3.0000"] if run == runs[1] else ["0/7", "to", "do"]
+        )
     assert "program 1: 4 runs, 3 left" in said and "program 2: 4 runs, 4 left" in said
+    assert said.count("2 lanes in each of 2 threads take") == 2
     tokens = 7 * 7 * 8 * runs[0].arch.seq_len
-    assert f"1 of 8 done in {tmp_path / 'runs'}/; left: {tokens:.3g} tokens" in said
+    assert f"1 of 8 done in {out}/; left: {tokens:.3g} tokens" in said
 
 
 def test_a_plan_of_a_share(sweep, tmp_path, capsys):
@@ -59,31 +76,83 @@ def test_a_plan_of_a_share(sweep, tmp_path, capsys):
 def test_a_plan_of_what_does_not_fit_says_so(sweep, tmp_path, capsys, monkeypatch):
     arguments = ["sweep", "plan", str(sweep), "--out", str(tmp_path)]
     assert main(arguments) == 0 and "MORE" not in capsys.readouterr().out
-    monkeypatch.setattr(command, "free_bytes", lambda: 1000)
+    for module in (command, cost_module):
+        monkeypatch.setattr(module, "device_bytes", lambda: 1000)
     assert main(arguments) == 0
-    assert capsys.readouterr().out.count("1 at a time in") == 2
-    assert main(arguments) == 0 and "MORE than the 0.00 GB that are free here" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.count("1 lanes in each of 1 threads") == 2 and "MORE than the 0.00 GB of this machine" in said
 
 
-def test_a_run_trains_its_share_once(sweep, tmp_path, capsys, monkeypatch):
-    """4 runs of the first program, then the other share, of two lanes each as memory has room for; then nothing."""
-    trained = []
+def test_the_status_tells_every_state_apart(sweep, tmp_path, capsys):
+    """Done, damaged, begun and locked, begun and left, and not begun."""
+    runs, out = read_sweep(sweep).runs, tmp_path / "runs"
+    out.mkdir()
+    store.save(runs[0], ENDED, out)
+    store.path_of(runs[1], out).write_bytes(b"half")
+    for run in runs[2:4]:
+        unit = lanes.Unit((run,), out)
+        unit.checkpoint.write(4, {}, {"loss": np.array([[3.0, 2.5, 2.25, 2.0]])})
+        (unit.checkpoint.folder / "runs.txt").write_text(store.digest(run))
+    with lanes.lock(runs[2], out), lanes.lock(runs[4], out):
+        assert main(["sweep", "status", str(sweep), "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert [cells[4:] for cells in rows(said, runs)] == [
+        ["7/7", "done:", "finished", "at", "step", "7", "3.0000"], ["0/7", "damaged"], ["4/7", "running", "2.0000"],
+        ["4/7", "interrupted", "2.0000"], ["0/7", "running"], *3 * [["0/7", "to", "do"]],
+    ]  # fmt: skip
+    assert f"1 of 8 runs done, 2 running, 1 damaged, 1 interrupted, 3 to do in {out}/" in said
 
-    def train_lanes(runs, advanced):
-        trained.append(runs)
-        ended = {"outcome": "finished", "outcome_step": 7, "held_out_loss": 3.0}
-        return [xr.Dataset({"loss": ("step", [0.0])}, attrs=ended) for _ in runs]
 
-    out, runs = tmp_path / "runs", list(read_sweep(sweep).runs)
+def test_status_writes_nothing(sweep, tmp_path, capsys):
+    assert main(["sweep", "status", str(sweep), "--out", str(tmp_path / "none")]) == 0
+    assert "0 of 8 runs done, 8 to do" in capsys.readouterr().out
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Groups that were trained; the training itself is replaced, and there is one thread and memory for two lanes."""
+    groups = []
+
+    def train_lanes(runs, advanced, checkpoint, one_core):
+        groups.append(list(runs))
+        return [ENDED.assign(loss=("step", [0.0])) for _ in runs]
+
     monkeypatch.setattr(lanes, "train_lanes", train_lanes)
-    monkeypatch.setattr(command, "free_bytes", lambda: 2 * cost(runs[0]).lane_bytes)
+    monkeypatch.setattr(lanes, "threads_that_fit", lambda runs: 1)
+    monkeypatch.setattr(lanes, "lanes_that_fit", lambda runs, threads, most: 2)
+    return groups
+
+
+def test_a_run_trains_its_share_once(sweep, tmp_path, capsys, trained):
+    """The first share, then all, then nothing."""
+    out, runs = tmp_path / "runs", list(read_sweep(sweep).runs)
     arguments = ["sweep", "run", str(sweep), "--out", str(out)]
     assert main([*arguments, "--shard", "0/2"]) == 0
     assert set(out.iterdir()) == {store.path_of(run, out) for run in runs[:4]}
     assert main(arguments) == 0 and main(arguments) == 0
     assert set(out.iterdir()) == {store.path_of(run, out) for run in runs}
     assert trained == [runs[start : start + 2] for start in (0, 2, 4, 6)]
-    assert capsys.readouterr().out.count("finished at step 7, held-out loss 3.0000") == 4 + 8 + 8
+    said = capsys.readouterr().out
+    assert said.count("finished at step 7, held-out loss 3.0000 nats per token") == 4 + 8 + 8
+    assert f"4 of 8 runs done, 4 to do in {out}/; after an interruption the same command goes on" in said
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_says_how_to_go_on(sweep, tmp_path, capsys, monkeypatch, trained, how):
+    def interrupted(*_):
+        if len(trained) == 1:
+            os.kill(os.getpid(), how)
+            time.sleep(0.2)
+        return working(*_)
+
+    working = lanes.train_lanes
+    monkeypatch.setattr(lanes, "train_lanes", interrupted)
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["sweep", "run", str(sweep), "--out", str(tmp_path / "runs")]) == 130
+    error = capsys.readouterr().err
+    assert f"of 8 runs done, 4 to do in {tmp_path / 'runs'}/; the same command goes on" in error
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_wrong_usage_is_one_line(sweep, tmp_path, capsys):

@@ -76,10 +76,10 @@ def _first_block(base: Architecture, width: int, seeds: int) -> np.ndarray:
 
 
 def train_method(options: ReportOptions, method: str, advance: Advance) -> None:
-    """Run what is missing of one method, the rates of a seed side by side; finished runs are files already."""
+    """Run what is missing of one method; finished runs are files already."""
     folder = options.out / "runs"
     folder.mkdir(parents=True, exist_ok=True)
-    train_missing(options.training_runs(method), folder, len(options.rates), advance)
+    train_missing(options.training_runs(method), folder, advanced=advance)
 
 
 def run_files(options: ReportOptions) -> dict[tuple[str, float, int], Path]:
@@ -145,5 +145,5 @@ def _cached(folder: Path, name: str, key: dict[str, object], compute: Callable[[
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         dataset = compute().assign_attrs(configuration=json.dumps(key, sort_keys=True))
-        store.write_atomically(path, lambda temporary: dataset.to_netcdf(temporary, engine="h5netcdf"))
+        store.write_dataset(path, dataset)
     return store.load(path)

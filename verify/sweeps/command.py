@@ -1,19 +1,29 @@
-"""`python -m verify sweep plan | run FILE`: what a sweep's runs are and cost, and the training of the missing ones."""
+"""`python -m verify sweep plan | run | status FILE`: what a sweep's runs are, cost, and how far they are."""
 
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import TypeVar
 
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
 from verify.sweeps import store
-from verify.sweeps.cost import cost, free_bytes, lanes_that_fit
+from verify.sweeps.cost import cost, device_bytes, lanes_that_fit, threads_that_fit
 from verify.sweeps.lanes import train_missing
 from verify.sweeps.manifest import Sweep, read_sweep
+from verify.sweeps.standing import Standing, standings
 from verify.training.loop import Run, require_data
-from verify.training.progress import progress
 
 _Item = TypeVar("_Item")
+Values = Callable[[Run], dict[str, object]]
+"""a run's value of each field that varies in its sweep"""
 
 
 def share(runs: Sequence[_Item], shard: str) -> Sequence[_Item]:
@@ -28,75 +38,148 @@ def share(runs: Sequence[_Item], shard: str) -> Sequence[_Item]:
     return runs[ends[0] : ends[1]]
 
 
-def plan(file: Path, out: Path, shard: str, lanes: int) -> int:
+def plan(file: Path, out: Path, shard: str, lanes: int | None) -> int:
     """Print every run of the share, and what is left to do; the exit status. Raises as `read_sweep` and `share` do."""
     sweep, runs = _read(file, shard, lanes)
-    done = {run: store.path_of(run, out).exists() for run in runs}
+    found = standings(runs, out)
     print(f"{file}: {len(runs)} runs" + (f" (share {shard})" if shard != "0/1" else ""))
-    print(_table(sweep, runs, done))
+    _console().print(_table(found, sweep.values))
     for number, (program, group) in enumerate(groupby(runs, Run.program), 1):
-        _print_program(number, program, list(group), done, lanes)
-    left = [cost(run) for run in runs if not done[run]]
+        _print_program(number, program, list(group), found, threads_that_fit(runs), lanes)
+    left = [cost(run) for run, standing in found.items() if standing.state != "done"]
     tokens, flops = sum(one.tokens for one in left), sum(one.flops for one in left)
     print(f"\n{len(runs) - len(left)} of {len(runs)} done in {out}/; left: {tokens:.3g} tokens, {flops:.3g} FLOP")
     return 0
 
 
-def train_share(file: Path, out: Path, shard: str, lanes: int) -> int:
-    """Train what of the share is missing, as many at a time as memory holds. Returns and raises as `train` does."""
-    _, runs = _read(file, shard, lanes)
-    return train(runs, out, lambda group: lanes_that_fit(group, lanes, free_bytes()))
-
-
-def train(runs: Sequence[Run], out: Path, lanes: Callable[[Sequence[Run]], int]) -> int:
-    """Train what has no file in `out` yet, and print how every run ended. lanes: at a time, of runs of one program.
-
-    Returns the exit status, 130 after an interruption. Raises ValueError for a corpus or folder that will not do.
-    """
-    require_data(runs)
-    store.require_writable(out)
-    paths = list[Path]()
-    try:
-        with progress() as stage, stage("train (steps)", sum(run.steps for run in runs)) as advance:
-            for _, same in groupby(runs, Run.program):
-                group = list(same)
-                paths += train_missing(group, out, lanes(group), advance)
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; finished runs stay in {out}/ and the same command goes on", file=sys.stderr)
-        return 130
-    for trained, path in zip(runs, paths, strict=True):
-        ended = store.load(path).attrs
-        print(
-            f"rate {trained.optimizer.learning_rate:<8g} seed {trained.seed:<3d} {ended['outcome']} at step "
-            f"{ended['outcome_step']}, held-out loss {ended['held_out_loss']:.4f} nats per token: {path}"
-        )
+def status(file: Path, out: Path, shard: str) -> int:
+    """Print how far every run of the share is; the exit status. Raises as `read_sweep` and `share` do."""
+    sweep, runs = _read(file, shard, None)
+    found = standings(runs, out)
+    _console().print(_table(found, sweep.values))
+    print(_summary(found, out))
     return 0
 
 
-def _read(file: Path, shard: str, lanes: int) -> tuple[Sweep, Sequence[Run]]:
-    if lanes < 1:
+def train_share(file: Path, out: Path, shard: str, lanes: int | None) -> int:
+    """Train what of the share is missing. Returns and raises as `train` does."""
+    sweep, runs = _read(file, shard, lanes)
+    return train(runs, out, lanes, sweep.values)
+
+
+def train(runs: Sequence[Run], out: Path, lanes: int | None, values: Values) -> int:
+    """Train what has no file in `out` yet, with a table of the runs on a terminal, else a line for each that ends.
+
+    Returns the exit status, 130 after an interruption, also by SIGTERM. Raises ValueError for a corpus or folder that
+    will not do, OSError where a file cannot be written.
+    """
+    require_data(runs)
+    store.require_writable(out)
+    print(f"{_summary(standings(runs, out), out)}; after an interruption the same command goes on", flush=True)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with _watched(runs, out, values) as finished:
+            train_missing(runs, out, lanes, finished=finished)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted: {_summary(standings(runs, out), out)}; the same command goes on", file=sys.stderr)
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    print(_summary(standings(runs, out), out))
+    return 0
+
+
+@contextmanager
+def _watched(runs: Sequence[Run], out: Path, values: Values) -> Iterator[Callable[[Run, Path], None]]:
+    """What to call for a run that has ended; on a terminal, a table of all of them for as long as they train."""
+    console, before = _console(), standings(runs, out)
+    if not console.is_terminal:
+        for run, standing in before.items():
+            if standing.state == "done":
+                _print_ended(run, values, out)
+        yield lambda run, path: _print_ended(run, values, out)
+        return
+    start, steps = time.monotonic(), _steps(before)
+
+    def look() -> Table:
+        found = standings(runs, out)
+        rate = (_steps(found) - steps) / (time.monotonic() - start)
+        table = _table(found, values, most=max(console.height - 6, 1))
+        left = sum(run.steps for run in runs) - _steps(found)
+        table.caption = _summary(found, out) + (
+            f"; {rate:.1f} steps/s, {left / rate / 60:.0f} min left" if rate else ""
+        )
+        return table
+
+    with Live(get_renderable=look, console=console, refresh_per_second=1):
+        yield lambda run, path: None
+
+
+def _read(file: Path, shard: str, lanes: int | None) -> tuple[Sweep, Sequence[Run]]:
+    if lanes is not None and lanes < 1:
         raise ValueError(f"lanes: must be at least 1, got {lanes}")
     sweep = read_sweep(file)
     return sweep, share(sweep.runs, shard)
 
 
-def _table(sweep: Sweep, runs: Sequence[Run], done: dict[Run, bool]) -> str:
-    rows = [["hash", *(name.split(".")[-1] for name in sweep.varied), "steps", "state"]]
-    for run in runs:
-        values = [f"{value:g}" if isinstance(value, float) else str(value) for value in sweep.values(run).values()]
-        rows.append([store.digest(run), *values, str(run.steps), "done" if done[run] else "to do"])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+def _console() -> Console:
+    """As wide as the terminal, or wide enough for any table."""
+    return Console() if sys.stdout.isatty() else Console(width=200)
+
+
+def _table(found: dict[Run, Standing], values: Values, most: int | None = None) -> Table:
+    """A row a run, in order; if there is no room for all, what runs and what comes next first."""
+    shown = list(found.items())
+    if most is not None and len(shown) > most:
+        first = sorted(range(len(shown)), key=lambda i: _URGENCY[shown[i][1].state])[:most]
+        shown = [shown[i] for i in sorted(first)]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    names = list(values(shown[0][0]))
+    for name in ("hash", *names, "steps", "state", "loss, nats"):
+        table.add_column(name, justify="right" if name in ("steps", "loss, nats") else "left")
+    for run, standing in shown:
+        loss = "" if standing.loss is None else f"{standing.loss:.4f}"
+        table.add_row(
+            store.digest(run), *_cells(values(run)), f"{standing.steps}/{run.steps}",
+            standing.state + (f": {standing.outcome}" if standing.outcome else ""), loss,
+        )  # fmt: skip
+    return table
+
+
+_URGENCY: dict[str, int] = {"running": 0, "damaged": 1, "interrupted": 2, "to do": 3, "done": 4}
+
+
+def _cells(values: dict[str, object]) -> list[str]:
+    return [f"{value:g}" if isinstance(value, float) else str(value) for value in values.values()]
+
+
+def _print_ended(run: Run, values: Values, out: Path) -> None:
+    named = "  ".join(f"{name} {cell}" for name, cell in zip(values(run), _cells(values(run)), strict=True))
+    ended = standings([run], out)[run]
+    print(
+        f"{named}: {ended.outcome}, held-out loss {ended.loss:.4f} nats per token: {store.path_of(run, out)}",
+        flush=True,
     )
 
 
-def _print_program(number: int, program: Run, runs: list[Run], done: dict[Run, bool], most: int) -> None:
-    one, left, free = cost(program), sum(not done[run] for run in runs), free_bytes()
-    lanes = lanes_that_fit(runs, most, free)
+def _summary(found: dict[Run, Standing], out: Path) -> str:
+    counts = Counter[str](standing.state for standing in found.values())
+    others = "".join(f", {counts[state]} {state}" for state in _URGENCY if state != "done" and counts[state])
+    return f"{counts['done']} of {len(found)} runs done{others} in {out}/"
+
+
+def _steps(found: dict[Run, Standing]) -> int:
+    return sum(standing.steps for standing in found.values())
+
+
+def _print_program(
+    number: int, program: Run, runs: list[Run], found: dict[Run, Standing], threads: int, most: int | None
+) -> None:
+    one, left = cost(program), sum(found[run].state != "done" for run in runs)
+    lanes, room = lanes_that_fit(runs, threads, most), device_bytes()
     print(
         f"\nprogram {number}: {len(runs)} runs, {left} left; {one.parameters:,} parameters; "
         f"a run: {one.tokens:,} tokens, {one.flops:.3g} FLOP; "
-        f"{lanes} at a time in {lanes * one.lane_bytes / 1e9:,.2f} GB"
-        + (f", MORE than the {free / 1e9:,.2f} GB that are free here" if one.lane_bytes > free else "")
+        f"{lanes} lanes in each of {threads} threads take {threads * lanes * one.lane_bytes / 1e9:,.2f} GB"
+        + (f", MORE than the {room / 1e9:,.2f} GB of this machine" if one.lane_bytes > room else "")
     )

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -67,21 +68,42 @@ def _bytes(tree: object) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def lanes_that_fit(runs: Sequence[Run], most: int, free: int) -> int:
-    """How many of these runs, which share a program, fit side by side into `free` bytes; at least 1, at most `most`."""
-    return int(min(max(free // cost(runs[0]).lane_bytes, 1), most, len(runs)))
+_CPU_LANES, _MOST_LANES = 4, 64
+"""lanes of one program: on a core, where more gain nothing; on an accelerator"""
 
 
-def free_bytes() -> int:
-    """Memory that the first device has left; on a CPU what the machine, or this process's control group, has left."""
+def threads_that_fit(runs: Sequence[Run]) -> int:
+    """How many programs run at a time: on a CPU one a core, as far as there are runs and memory, else one."""
+    if jax.default_backend() != "cpu":
+        return 1
+    largest = max(cost(program).lane_bytes for program in {run.program() for run in runs})
+    return int(min(_cores(), len(runs), max(device_bytes() // largest, 1)))
+
+
+def lanes_that_fit(runs: Sequence[Run], threads: int, most: int | None = None) -> int:
+    """How many of these runs, which share a program, advance together in each thread; at least 1, at most `most`.
+
+    Decided by what the machine has, not by what is free at the moment, so that it is the same at the next start.
+    """
+    most = most or (_CPU_LANES if jax.default_backend() == "cpu" else _MOST_LANES)
+    room = device_bytes() // (threads * cost(runs[0]).lane_bytes)
+    return int(min(max(room, 1), most, -(-len(runs) // threads)))
+
+
+def device_bytes() -> int:
+    """Memory to train in: all that JAX may take of the first accelerator; three quarters of a CPU's, as is usual there.
+
+    Of a CPU it is what the machine, or this process's control group, has at most.
+    """
     seen = jax.devices()[0].memory_stats()
     if seen and "bytes_limit" in seen:
-        return int(seen["bytes_limit"] - seen.get("bytes_in_use", 0))
-    free = [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((group / f"memory.{name}").read_text() for name in ("max", "current"))
-        free += [] if limit.strip() == "max" else [int(limit) - int(used)]
-    except OSError:
-        pass  # no control groups here
-    return max(min(free), 0)
+        return int(seen["bytes_limit"])
+    most = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    with suppress(OSError, ValueError):  # no control groups here, or no limit in this one
+        most.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(most) * 3 // 4
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

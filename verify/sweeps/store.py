@@ -9,8 +9,11 @@ import hashlib
 import json
 import platform
 import tempfile
+from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jax
 import sympy as sp
@@ -28,6 +31,7 @@ def configuration(run: Run) -> dict[str, object]:
     return values | {"corpus_digest": load_corpus(run.corpus, run.arch.vocab_size).digest}
 
 
+@cache
 def digest(run: Run) -> str:
     """12 hexadecimal digits of the hash of the run's configuration."""
     return hashlib.sha256(json.dumps(configuration(run), sort_keys=True).encode()).hexdigest()[:12]
@@ -41,7 +45,7 @@ def path_of(run: Run, folder: Path) -> Path:
 
 
 def save(run: Run, dataset: xr.Dataset, folder: Path) -> Path:
-    """Write the run's file and return its path."""
+    """Write the run's file and return its path. Raises as `write_dataset` does."""
     described = dataset.assign_attrs(
         configuration=json.dumps(configuration(run), sort_keys=True),
         device=jax.devices()[0].device_kind,
@@ -50,8 +54,22 @@ def save(run: Run, dataset: xr.Dataset, folder: Path) -> Path:
     )
     path = path_of(run, folder)
     compression = {str(name): {"zlib": True, "complevel": 4} for name in described.data_vars}
-    write_atomically(path, lambda temporary: described.to_netcdf(temporary, engine="h5netcdf", encoding=compression))
+    write_dataset(path, described, compression)
     return path
+
+
+def write_dataset(path: Path, dataset: xr.Dataset, encoding: Mapping[str, Any] | None = None) -> None:
+    """As netCDF-4, atomically. It is made in memory first: HDF5 kills the process where the disk has no room.
+
+    Raises OSError that names the file and says what to do.
+    """
+    content = dataset.to_netcdf(engine="h5netcdf", encoding=encoding)
+    try:
+        write_atomically(path, lambda temporary: temporary.write_bytes(content))
+    except OSError as error:
+        raise OSError(
+            f"cannot write {path}: {error.strerror or error}; make room and start the same command again: it goes on"
+        ) from error
 
 
 def load(path: Path) -> xr.Dataset:
@@ -60,7 +78,7 @@ def load(path: Path) -> xr.Dataset:
         with xr.open_dataset(path, engine="h5netcdf") as opened:
             dataset = opened.load()
     except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f"run file: {path} is damaged ({error}); delete it and start again") from error
+        raise ValueError(f"run file: {path} is damaged ({error})") from error
     if "configuration" not in dataset.attrs:
         raise ValueError(f"run file: {path} has no attribute 'configuration', so it is none of ours; move it away")
     return dataset

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,9 @@ from theory import Architecture
 from verify.training.corpus import Corpus, load_corpus
 from verify.training.optimizer import Optimizer
 from verify.training.telemetry import VARIABLES, Telemetry, global_norm, record, tables
+
+if TYPE_CHECKING:
+    from verify.training.checkpoint import Checkpoint, Chunk
 
 _CHUNK = 25
 _HELD_OUT_BATCHES = 8
@@ -76,11 +79,19 @@ def train(run: Run) -> xr.Dataset:
     return train_lanes([run])[0]
 
 
-def train_lanes(runs: Sequence[Run], advanced: Callable[[int], None] | None = None) -> list[xr.Dataset]:
+def train_lanes(
+    runs: Sequence[Run],
+    advanced: Callable[[int], None] | None = None,
+    checkpoint: "Checkpoint | None" = None,
+    one_core: bool = False,
+) -> list[xr.Dataset]:
     """Train runs that differ in rate and seed only, one dataset each: every name of `telemetry.VARIABLES` by step.
 
     Attributes: outcome and outcome_step (`outcome_of`), held_out_loss in nats per token.
-    advanced: called with the number of steps done, all lanes counted. Raises ValueError where the runs' shapes differ.
+    advanced: called after each chunk with the number of steps done, all lanes counted. checkpoint: written before that
+    call, and where one is there already, of the same runs in the same order, it goes on. one_core: on a CPU, leave the
+    other cores to threads that train other lanes. Raises ValueError where the runs' shapes differ or the checkpoint is
+    damaged, OSError where it cannot be written.
     """
     program = runs[0].program()
     if any(run.program() != program for run in runs):
@@ -89,14 +100,24 @@ def train_lanes(runs: Sequence[Run], advanced: Callable[[int], None] | None = No
     keys = jnp.stack([jax.random.key(run.seed) for run in runs])
     rates = jnp.asarray([run.optimizer.learning_rate for run in runs], jnp.float32)
     states = _start(keys, program)
-    recorded = []
+    done = 0
+    recorded: list[Chunk] = []
+    if checkpoint is not None:
+        done, states, recorded = checkpoint.read(states)
+        if done and advanced is not None:
+            advanced(done * len(runs))
     for steps in _chunks(program.steps):
+        if steps.start < done:
+            continue
         tokens = np.stack([_tokens(corpus, run, steps) for run in runs])
-        states, telemetry = advance(states, rates, tokens, program)
-        recorded.append(jax.device_get(telemetry))
+        states, telemetry = (advance_on_one_core if one_core else advance)(states, rates, tokens, program)
+        taken = min(len(steps), program.steps - steps.start)
+        recorded.append({name: values[:, :taken] for name, values in jax.device_get(telemetry).items()})
+        if checkpoint is not None and steps.stop < program.steps:
+            checkpoint.write(steps.stop, states, recorded[-1])
         if advanced is not None:
-            advanced(min(len(steps), program.steps - steps.start) * len(runs))
-    telemetry = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1)[:, : program.steps], *recorded)
+            advanced(taken * len(runs))
+    telemetry = {name: np.concatenate([chunk[name] for chunk in recorded], axis=1) for name in recorded[0]}
     held_out = np.stack([_held_out(corpus, run) for run in runs])
     losses = np.asarray(_evaluate(states.params, held_out, program.arch))
     names = tables(jax.eval_shape(lambda: models.init(jax.random.key(0), program.arch)))
@@ -106,8 +127,7 @@ def train_lanes(runs: Sequence[Run], advanced: Callable[[int], None] | None = No
     ]
 
 
-@partial(jax.jit, static_argnames=("program", "observed"), donate_argnames="states")
-def advance(
+def _advance(
     states: State,
     rates: Float[Array, " lanes"],
     tokens: Int[Array, "lanes steps batch seq_plus_1"],
@@ -119,6 +139,11 @@ def advance(
     observed=False records the loss alone, to time what the telemetry costs.
     """
     return jax.vmap(lambda state, rate, lane: _scan(state, rate, lane, program, observed))(states, rates, tokens)
+
+
+_compiled = partial(jax.jit, _advance, static_argnames=("program", "observed"), donate_argnames="states")
+advance = _compiled()
+advance_on_one_core = _compiled(compiler_options={"xla_cpu_multi_thread_eigen": False})
 
 
 def _scan(
