@@ -8,7 +8,7 @@ import pytest
 import models
 from models.normalization import normalize
 from models.transformer import addition, embed
-from theory import Architecture, predict, propagation
+from theory import Architecture, predict, propagation, stack
 from theory.block import block
 from theory.stream import diagonal
 
@@ -55,14 +55,14 @@ def test_recursion_equals_autodiff(scheme, tolerance, monkeypatch):
     along = np.sum(x * gradient, axis=-1) / np.linalg.norm(x, axis=-1)
     along = along - along.mean(axis=(0, 2, 3), keepdims=True) * (arch.block == "no_norm")
     measured = (along**2).mean(axis=(0, 2, 3)) * arch.d_model / np.sum(gradient**2, axis=-1).mean(axis=(0, 2, 3))
-    shares, before = [], propagation._back
+    shares, before = [], stack._back
 
     def back(*arguments):
         result = before(*arguments)
         shares.append(np.average(result[1].radial, weights=diagonal(result[0])))
         return result
 
-    monkeypatch.setattr(propagation, "_back", back)
+    monkeypatch.setattr(stack, "_back", back)
     monkeypatch.setattr(propagation.os, "cpu_count", lambda: 1)  # one group of networks after the other
     predict(arch, batch_size=2, networks=512)
     expected = np.reshape(shares, (-1, arch.num_sublayers)).mean(axis=0)
