@@ -37,8 +37,8 @@ def drawn(arch, place):
         after, back = jax.vjp(lambda z: sublayer(z[None])[0] - z, x)
         return back(jnp.asarray(MEAN) @ after)[0]
 
-    mean = np.asarray(jax.lax.map(jax.jit(returned), jax.random.split(jax.random.key(0), DRAWS)), np.float64).mean(axis=0)
-    return np.linalg.lstsq(tokens().T.astype(float), mean.T, rcond=None)[0].T
+    draws = jax.lax.map(jax.jit(returned), jax.random.split(jax.random.key(0), DRAWS))
+    return np.linalg.lstsq(tokens().T.astype(float), np.asarray(draws, np.float64).mean(axis=0).T, rcond=None)[0].T
 
 
 def predicted(arch, part):
