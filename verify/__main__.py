@@ -16,6 +16,8 @@ from theory.command_line import ArchitectureFlags, Preset, architecture, parse, 
 from verify.training.optimizer import Optimizer
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from verify.training.loop import Run
 
 
@@ -40,6 +42,26 @@ OptimizerFlags: Any = dataclasses.make_dataclass(
     frozen=True,
     namespace={"__module__": __name__},
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshFlags:
+    data: int = 1
+    """ways in which the batch is cut"""
+    fsdp: int = 1
+    """ways in which batch and weights are cut"""
+    tensor: int = 1
+    """ways in which heads, hidden units and vocabulary are cut"""
+
+
+@dataclasses.dataclass(frozen=True)
+class HostFlags:
+    coordinator: str | None = None
+    """ADDRESS:PORT of process 0, or auto: as Slurm, Kubernetes or the TPU pod says (None: a single process)"""
+    processes: int | None = None
+    """how many there are (None: as the cluster says)"""
+    process: int | None = None
+    """number of this one, from 0 (None: as the cluster says)"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +100,10 @@ class Train:
     """optimizer steps"""
     lanes: int | None = None
     """most runs that advance together in one compiled program (None: as many as pay and fit into memory)"""
+    mesh: MeshFlags = dataclasses.field(default_factory=MeshFlags)
+    """devices that one run is spread over (1, 1, 1: each run on one device, lanes side by side)"""
+    hosts: HostFlags = dataclasses.field(default_factory=HostFlags)
+    """processes that train each run together"""
     out: Path = Path("runs")
     """folder of the runs' files"""
 
@@ -106,6 +132,11 @@ class SweepPlan(_SweepLanes):
 @dataclasses.dataclass(frozen=True)
 class SweepRun(_SweepLanes):
     """Train the runs that have no file yet, one netCDF file a run; the same command goes on after an interruption."""
+
+    mesh: MeshFlags = dataclasses.field(default_factory=MeshFlags)
+    """devices that one run is spread over (1, 1, 1: each run on one device, lanes side by side)"""
+    hosts: HostFlags = dataclasses.field(default_factory=HostFlags)
+    """processes that train each run together"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,8 +234,9 @@ def _init(options: Init) -> int:
 def _train(options: Train) -> int:
     from verify.sweeps.command import train
 
+    mesh = _mesh(options.mesh, options.hosts)
     return train(
-        _runs(options), options.out, options.lanes,
+        _runs(options), options.out, options.lanes, mesh,
         lambda run: {"learning_rate": run.optimizer.learning_rate, "seed": run.seed},
     )  # fmt: skip
 
@@ -215,8 +247,19 @@ def _sweep(options: Sweep) -> int:
     chosen = options.command
     if isinstance(chosen, SweepStatus):
         return status(chosen.file, chosen.out, chosen.shard)
-    act = plan if isinstance(chosen, SweepPlan) else train_share
-    return act(chosen.file, chosen.out, chosen.shard, chosen.lanes)
+    if isinstance(chosen, SweepPlan):
+        return plan(chosen.file, chosen.out, chosen.shard, chosen.lanes)
+    mesh = _mesh(chosen.mesh, chosen.hosts)
+    return train_share(chosen.file, chosen.out, chosen.shard, chosen.lanes, mesh)
+
+
+def _mesh(flags: MeshFlags, hosts: HostFlags) -> "Mesh | None":
+    """Joins the other processes, if there are any, before JAX looks for devices."""
+    from verify.training.mesh import MeshShape, join
+
+    if hosts != HostFlags():
+        join(hosts.coordinator, hosts.processes, hosts.process)
+    return None if flags == MeshFlags() and hosts == HostFlags() else MeshShape(**vars(flags)).mesh()
 
 
 def _runs(options: Train) -> "list[Run]":

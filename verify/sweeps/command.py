@@ -10,6 +10,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import TypeVar
 
+import jax
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -18,12 +20,16 @@ from verify.sweeps import store
 from verify.sweeps.cost import cost, device_bytes, lanes_that_fit, threads_that_fit
 from verify.sweeps.lanes import train_missing
 from verify.sweeps.manifest import Sweep, read_sweep
+from verify.sweeps.on_mesh import train_missing_on
 from verify.sweeps.standing import Standing, standings
 from verify.training.loop import Run, require_data
 
 _Item = TypeVar("_Item")
 Values = Callable[[Run], dict[str, object]]
 """a run's value of each field that varies in its sweep"""
+
+
+_EMPTY = "share {shard} of {runs} runs is empty"
 
 
 def share(runs: Sequence[_Item], shard: str) -> Sequence[_Item]:
@@ -41,6 +47,9 @@ def share(runs: Sequence[_Item], shard: str) -> Sequence[_Item]:
 def plan(file: Path, out: Path, shard: str, lanes: int | None) -> int:
     """Print every run of the share, and what is left to do; the exit status. Raises as `read_sweep` and `share` do."""
     sweep, runs = _read(file, shard, lanes)
+    if not runs:
+        print(_EMPTY.format(shard=shard, runs=len(sweep.runs)))
+        return 0
     found = standings(runs, out)
     print(f"{file}: {len(runs)} runs" + (f" (share {shard})" if shard != "0/1" else ""))
     _console().print(_table(found, sweep.values))
@@ -55,31 +64,44 @@ def plan(file: Path, out: Path, shard: str, lanes: int | None) -> int:
 def status(file: Path, out: Path, shard: str) -> int:
     """Print how far every run of the share is; the exit status. Raises as `read_sweep` and `share` do."""
     sweep, runs = _read(file, shard, None)
+    if not runs:
+        print(_EMPTY.format(shard=shard, runs=len(sweep.runs)))
+        return 0
     found = standings(runs, out)
     _console().print(_table(found, sweep.values))
     print(_summary(found, out))
     return 0
 
 
-def train_share(file: Path, out: Path, shard: str, lanes: int | None) -> int:
+def train_share(file: Path, out: Path, shard: str, lanes: int | None, mesh: Mesh | None) -> int:
     """Train what of the share is missing. Returns and raises as `train` does."""
     sweep, runs = _read(file, shard, lanes)
-    return train(runs, out, lanes, sweep.values)
+    if not runs:
+        print(_EMPTY.format(shard=shard, runs=len(sweep.runs)))
+        return 0
+    return train(runs, out, lanes, mesh, sweep.values)
 
 
-def train(runs: Sequence[Run], out: Path, lanes: int | None, values: Values) -> int:
+def train(runs: Sequence[Run], out: Path, lanes: int | None, mesh: Mesh | None, values: Values) -> int:
     """Train what has no file in `out` yet, with a table of the runs on a terminal, else a line for each that ends.
 
-    Returns the exit status, 130 after an interruption, also by SIGTERM. Raises ValueError for a corpus or folder that
-    will not do, OSError where a file cannot be written.
+    mesh: one run at a time, spread over these devices; of several processes only the first one prints. Returns the exit
+    status, 130 after an interruption, also by SIGTERM. Raises ValueError for a corpus, folder or mesh that will not do,
+    OSError where a file cannot be written.
     """
     require_data(runs)
     store.require_writable(out)
+    if mesh is not None and jax.process_index() > 0:
+        train_missing_on(mesh, runs, out)
+        return 0
     print(f"{_summary(standings(runs, out), out)}; after an interruption the same command goes on", flush=True)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with _watched(runs, out, values) as finished:
-            train_missing(runs, out, lanes, finished=finished)
+            if mesh is None:
+                train_missing(runs, out, lanes, finished=finished)
+            else:
+                train_missing_on(mesh, runs, out, finished)
     except KeyboardInterrupt:
         print(f"\ninterrupted: {_summary(standings(runs, out), out)}; the same command goes on", file=sys.stderr)
         return 130

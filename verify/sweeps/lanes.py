@@ -41,6 +41,13 @@ class Unit:
     def missing(self) -> tuple[Run, ...]:
         return tuple(run for run in self.runs if not store.path_of(run, self.folder).exists())
 
+    def begin(self) -> None:
+        """Make the checkpoint's folder and name the runs in it, for the next process and for who looks on."""
+        folder = self.checkpoint.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        members = "".join(f"{store.digest(run)}\n" for run in self.runs)
+        write_atomically(folder / _MEMBERS, lambda path: path.write_text(members))
+
 
 def train_missing(
     runs: Sequence[Run],
@@ -60,7 +67,7 @@ def train_missing(
         raise ValueError(f"lanes: must be at least 1, got {lanes}")
     paths = {run: store.path_of(run, folder) for run in runs}
     for run, path in paths.items():
-        if path.exists() and not _set_aside_if_damaged(run, path):
+        if path.exists() and not set_aside_if_damaged(path):
             advanced(run.steps)
     groups = _groups(runs, lanes)
     units = list(_units(runs, groups, folder))
@@ -164,10 +171,8 @@ def _train_if_free(
 
 
 def _train(unit: Unit, one_core: bool, advanced: Callable[[int], None], finished: Callable[[Run, Path], None]) -> None:
+    unit.begin()
     checkpoint = unit.checkpoint
-    checkpoint.folder.mkdir(exist_ok=True)
-    members = "".join(f"{store.digest(run)}\n" for run in unit.runs)
-    write_atomically(checkpoint.folder / _MEMBERS, lambda path: path.write_text(members))
     try:
         datasets = train_lanes(unit.runs, advanced, checkpoint, one_core)
     except DamagedCheckpoint as error:
@@ -182,7 +187,7 @@ def _train(unit: Unit, one_core: bool, advanced: Callable[[int], None], finished
     checkpoint.remove()
 
 
-def _set_aside_if_damaged(run: Run, path: Path) -> bool:
+def set_aside_if_damaged(path: Path) -> bool:
     """Whether the file had to be renamed to .damaged; what another process is writing is left alone."""
     try:
         store.load(path)

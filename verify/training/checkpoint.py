@@ -31,12 +31,10 @@ class Checkpoint:
 
         Raises DamagedCheckpoint, which names the folder.
         """
-        if not (self.folder / _STATES).exists():
+        if not self._is_there():
             return 0, like, []
         try:
-            saved = _load(self.folder / _STATES)
-            done = int(saved[_DONE])
-            states = jax.tree_util.tree_map_with_path(lambda path, leaf: _as(leaf, saved[_name(path)]), like)
+            done, states = self._read_states(like)
             chunks = [_load(path) for path in self._chunks() if int(path.stem) <= done]
         except _UNREADABLE as error:
             raise DamagedCheckpoint(f"checkpoint: {self.folder} is damaged ({error})") from error
@@ -49,11 +47,11 @@ class Checkpoint:
 
         Raises OSError that names the folder and says what to do.
         """
-        leaves = {_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(states)}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.folder / f"{done}.npz", lambda path: _save(path, chunk))
-            write_atomically(self.folder / _STATES, lambda path: _save(path, leaves | {_DONE: np.array(done)}))
+            if jax.process_index() == 0:
+                write_atomically(self.folder / f"{done}.npz", lambda path: _save(path, chunk))
+            self._write_states(done, states)
         except OSError as error:
             raise OSError(
                 f"checkpoint: cannot write {self.folder}: {error.strerror or error}; make room and start the same "
@@ -65,11 +63,15 @@ class Checkpoint:
         shutil.rmtree(self.folder)
 
     def steps_done(self) -> int:
-        """How many steps it has behind it, as far as can be read."""
+        """How many steps it has behind it, as far as can be read; a mesh's states are a folder of that name."""
         try:
             return int(_load(self.folder / _STATES, _DONE)[_DONE])
         except _UNREADABLE:
-            return 0
+            return max(self.sharded(), default=0)
+
+    def sharded(self) -> list[int]:
+        """Steps after which a mesh left its states here; Orbax writes under another name, and renames what is whole."""
+        return [int(path.name) for path in self.folder.glob("*") if path.name.isdecimal() and path.is_dir()]
 
     def last_losses(self) -> np.ndarray | None:
         """Every lane's training loss at the last step, in nats per token, if it can be read."""
@@ -77,6 +79,19 @@ class Checkpoint:
             return _load(self.folder / f"{self.steps_done()}.npz", "loss")["loss"][:, -1]
         except _UNREADABLE:
             return None
+
+    def _is_there(self) -> bool:
+        return (self.folder / _STATES).exists()
+
+    def _read_states(self, like: Any) -> tuple[int, Any]:
+        saved = _load(self.folder / _STATES)
+        return int(saved[_DONE]), jax.tree_util.tree_map_with_path(
+            lambda path, leaf: _as(leaf, saved[_name(path)]), like
+        )
+
+    def _write_states(self, done: int, states: Any) -> None:
+        leaves = {_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(states)}
+        write_atomically(self.folder / _STATES, lambda path: _save(path, leaves | {_DONE: np.array(done)}))
 
     def _chunks(self) -> list[Path]:
         return sorted(self.folder.glob("[0-9]*.npz"), key=lambda path: int(path.stem))

@@ -8,20 +8,23 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Array, Bool, Float, Int
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
 
 import models
 from models.parameters import Transformer
 from theory import Architecture
 from verify.training.corpus import Corpus, load_corpus
+from verify.training.mesh import put_tokens, replicated, tree_shardings
 from verify.training.optimizer import Optimizer
+from verify.training.state import State
 from verify.training.telemetry import VARIABLES, Telemetry, global_norm, record, tables
 
 if TYPE_CHECKING:
@@ -56,17 +59,6 @@ class Run:
         return dataclasses.replace(self, seed=0, optimizer=dataclasses.replace(self.optimizer, learning_rate=1.0))
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class State:
-    """A run between two steps, or several as lanes. stopped: something was not finite, and the weights stay put."""
-
-    params: Transformer
-    optimizer: Any
-    step: Int[Array, "*lanes"]
-    stopped: Bool[Array, "*lanes"]
-
-
 def require_data(runs: Iterable[Run]) -> None:
     """Raise ValueError that names a corpus that is missing or too short for a sequence of one of these runs."""
     for corpus, vocab_size, seq_len in {(run.corpus, run.arch.vocab_size, run.arch.seq_len) for run in runs}:
@@ -84,14 +76,17 @@ def train_lanes(
     advanced: Callable[[int], None] | None = None,
     checkpoint: "Checkpoint | None" = None,
     one_core: bool = False,
+    mesh: Mesh | None = None,
 ) -> list[xr.Dataset]:
     """Train runs that differ in rate and seed only, one dataset each: every name of `telemetry.VARIABLES` by step.
 
     Attributes: outcome and outcome_step (`outcome_of`), held_out_loss in nats per token.
     advanced: called after each chunk with the number of steps done, all lanes counted. checkpoint: written before that
     call, and where one is there already, of the same runs in the same order, it goes on. one_core: on a CPU, leave the
-    other cores to threads that train other lanes. Raises ValueError where the runs' shapes differ or the checkpoint is
-    damaged, OSError where it cannot be written.
+    other cores to threads that train other lanes. mesh: the devices to spread the lanes over, each cut as
+    `verify.training.mesh` says; every process that has some of them makes the same call, and each gets the datasets.
+    Raises ValueError where the runs' shapes differ, a mesh does not divide them or the checkpoint is damaged, OSError
+    where it cannot be written.
     """
     program = runs[0].program()
     if any(run.program() != program for run in runs):
@@ -99,7 +94,11 @@ def train_lanes(
     corpus = load_corpus(program.corpus, program.arch.vocab_size)
     keys = jnp.stack([jax.random.key(run.seed) for run in runs])
     rates = jnp.asarray([run.optimizer.learning_rate for run in runs], jnp.float32)
-    states = _start(keys, program)
+    if mesh is None:
+        programs = _ON_ONE_CORE if one_core else _ON_ONE_DEVICE
+    else:
+        programs = _programs_on(mesh, program, len(runs))
+    states = programs.start(keys, program)
     done = 0
     recorded: list[Chunk] = []
     if checkpoint is not None:
@@ -110,16 +109,16 @@ def train_lanes(
         if steps.start < done:
             continue
         tokens = np.stack([_tokens(corpus, run, steps) for run in runs])
-        states, telemetry = (advance_on_one_core if one_core else advance)(states, rates, tokens, program)
+        states, seen = programs.advance(states, rates, programs.put(tokens), program)
         taken = min(len(steps), program.steps - steps.start)
-        recorded.append({name: values[:, :taken] for name, values in jax.device_get(telemetry).items()})
+        recorded.append({name: values[:, :taken] for name, values in jax.device_get(seen).items()})
         if checkpoint is not None and steps.stop < program.steps:
             checkpoint.write(steps.stop, states, recorded[-1])
         if advanced is not None:
             advanced(taken * len(runs))
     telemetry = {name: np.concatenate([chunk[name] for chunk in recorded], axis=1) for name in recorded[0]}
     held_out = np.stack([_held_out(corpus, run) for run in runs])
-    losses = np.asarray(_evaluate(states.params, held_out, program.arch))
+    losses = np.asarray(programs.evaluate(states.params, programs.put(held_out), program.arch))
     names = tables(jax.eval_shape(lambda: models.init(jax.random.key(0), program.arch)))
     return [
         _dataset({name: values[lane] for name, values in telemetry.items()}, float(losses[lane]), program.arch, names)
@@ -139,11 +138,6 @@ def _advance(
     observed=False records the loss alone, to time what the telemetry costs.
     """
     return jax.vmap(lambda state, rate, lane: _scan(state, rate, lane, program, observed))(states, rates, tokens)
-
-
-_compiled = partial(jax.jit, _advance, static_argnames=("program", "observed"), donate_argnames="states")
-advance = _compiled()
-advance_on_one_core = _compiled(compiler_options={"xla_cpu_multi_thread_eigen": False})
 
 
 def _scan(
@@ -185,8 +179,7 @@ def _scan(
     return jax.lax.scan(step, state, tokens)
 
 
-@partial(jax.jit, static_argnames="program")
-def _start(keys: Array, program: Run) -> State:
+def _begin(keys: Array, program: Run) -> State:
     def one(key: Array) -> State:
         params = models.init(key, program.arch)
         optimizer = program.optimizer.transformation().init(params)
@@ -195,11 +188,44 @@ def _start(keys: Array, program: Run) -> State:
     return jax.lax.map(one, keys)  # a vmapped generator takes XLA four times as long to compile
 
 
-@partial(jax.jit, static_argnames="arch")
-def _evaluate(
+def _held_out_loss(
     params: Transformer, tokens: Int[Array, "lanes batch seq_plus_1"], arch: Architecture
 ) -> Float[Array, " lanes"]:
     return jax.vmap(lambda params, batch: models.loss(params, batch, arch)[0])(params, tokens)
+
+
+_start = jax.jit(_begin, static_argnames="program")
+_evaluate = jax.jit(_held_out_loss, static_argnames="arch")
+_jit_advance = partial(jax.jit, _advance, static_argnames=("program", "observed"), donate_argnames="states")
+advance = _jit_advance()
+
+
+@dataclass(frozen=True)
+class _Programs:
+    """What is compiled of training, for certain devices; put: tokens onto them."""
+
+    start: Callable[[Array, Run], State]
+    advance: Callable[..., tuple[State, Telemetry]]
+    evaluate: Callable[[Transformer, Array, Architecture], Array]
+    put: Callable[[np.ndarray], Array]
+
+
+_ON_ONE_DEVICE = _Programs(_start, advance, _evaluate, jnp.asarray)
+_ON_ONE_CORE = dataclasses.replace(
+    _ON_ONE_DEVICE, advance=_jit_advance(compiler_options={"xla_cpu_multi_thread_eigen": False})
+)
+
+
+@lru_cache(maxsize=8)
+def _programs_on(mesh: Mesh, program: Run, lanes: int) -> _Programs:
+    keys = jax.random.split(jax.random.key(0), lanes)
+    states, rest = tree_shardings(mesh, jax.eval_shape(lambda: _start(keys, program))), replicated(mesh)
+    return _Programs(
+        jax.jit(_begin, static_argnames="program", out_shardings=states),
+        _jit_advance(out_shardings=(states, rest)),
+        jax.jit(_held_out_loss, static_argnames="arch", out_shardings=rest),
+        partial(put_tokens, mesh),
+    )
 
 
 def _chunks(steps: int) -> Iterator[range]:
