@@ -73,6 +73,12 @@ def test_a_plan_of_a_share(sweep, tmp_path, capsys):
     assert "2 runs (share 3/4)" in said and "program 1: 2 runs, 2 left" in said
 
 
+@pytest.mark.parametrize("what", ["plan", "run", "status"])
+def test_a_share_of_nothing_says_so(sweep, tmp_path, capsys, what):
+    assert main(["sweep", what, str(sweep), "--out", str(tmp_path), "--shard", "0/100"]) == 0
+    assert capsys.readouterr().out == "share 0/100 of 8 runs is empty\n"
+
+
 def test_a_plan_of_what_does_not_fit_says_so(sweep, tmp_path, capsys, monkeypatch):
     arguments = ["sweep", "plan", str(sweep), "--out", str(tmp_path)]
     assert main(arguments) == 0 and "MORE" not in capsys.readouterr().out
