@@ -115,11 +115,13 @@ def apply(
     tokens: Int[Array, "batch seq"],
     arch: Architecture,
     readings: Float[Array, " places"] | None = None,
+    recompute: bool = False,
 ) -> tuple[Float[Array, "batch seq vocab"], Observations]:
     """Logits of every position, and what was observed on the way.
 
     readings: zeros float32[S + 1]; the loss's derivative by them is the squared gradient norm at each place
-    (`models.probes`). None: the places are not probed.
+    (`models.probes`). None: the places are not probed. recompute: a gradient keeps of every block what enters it, and
+    computes the rest once more (Chen et al., arXiv 1604.06174).
     """
     if readings is None:
         readings = jnp.zeros(arch.num_sublayers + 1, jnp.float32)
@@ -143,7 +145,7 @@ def apply(
         return x, (jnp.stack(stds), norms, logit)
 
     per_layer = (params.blocks, factors_of(arch, x.dtype), readings[:-1].reshape(-1, len(additions)))
-    x, (stds, norms, largest) = jax.lax.scan(run_block, x, per_layer)
+    x, (stds, norms, largest) = jax.lax.scan(jax.checkpoint(run_block) if recompute else run_block, x, per_layer)
     x = probe(x, readings[-1])
     z = x if params.final_norm is None else normalize(params.final_norm, x, arch)
     head = params.embedding.T if params.head is None else params.head.weight
@@ -162,12 +164,14 @@ def loss(
     tokens: Int[Array, "batch seq_plus_1"],
     arch: Architecture,
     readings: Float[Array, " places"] | None = None,
+    recompute: bool = False,
 ) -> tuple[Float[Array, ""], Observations]:
     """Mean cross-entropy in nats per predicted token, and the forward pass's observations.
 
-    tokens: each sequence with the token that follows its last predicted position, so `seq_len + 1` of them.
+    tokens: each sequence with the token that follows its last predicted position, so `seq_len + 1` of them. readings,
+    recompute: as in `apply`.
     """
-    logits, observations = apply(params, tokens[:, :-1], arch, readings)
+    logits, observations = apply(params, tokens[:, :-1], arch, readings, recompute)
     log_probability = jax.nn.log_softmax(logits.astype(np.promote_types(logits.dtype, np.float32)), axis=-1)
     chosen = jnp.take_along_axis(log_probability, tokens[:, 1:, None], axis=-1)
     return -jnp.mean(chosen), observations

@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -98,6 +98,8 @@ class Train:
     """sequences a step"""
     steps: int = 300
     """optimizer steps"""
+    recompute: bool = False
+    """compute each block's activations once more in the backward pass instead of keeping them"""
     lanes: int | None = None
     """most runs that advance together in one compiled program (None: as many as pay and fit into memory)"""
     mesh: MeshFlags = dataclasses.field(default_factory=MeshFlags)
@@ -128,6 +130,11 @@ class _SweepLanes(_SweepOptions):
 class SweepPlan(_SweepLanes):
     """List the runs with the hash of their configuration, how far they are, and what the rest costs."""
 
+    mesh: MeshFlags = dataclasses.field(default_factory=MeshFlags)
+    """devices that one run is to be spread over; they need not be here"""
+    device_flops: float | None = None
+    """floating-point operations a second that a device achieves, not its peak; then the hours are printed"""
+
 
 @dataclasses.dataclass(frozen=True)
 class SweepRun(_SweepLanes):
@@ -137,6 +144,10 @@ class SweepRun(_SweepLanes):
     """devices that one run is spread over (1, 1, 1: each run on one device, lanes side by side)"""
     hosts: HostFlags = dataclasses.field(default_factory=HostFlags)
     """processes that train each run together"""
+    on: Literal["here", "ray"] = "here"
+    """here, or the machines of a Ray cluster, which see OUT under the same path"""
+    address: str | None = None
+    """of the Ray cluster, as auto or HOST:PORT (None: one is started on this machine)"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,10 +228,8 @@ def _init(options: Init) -> int:
     arch = architecture(options.arch)
     if not options.tolerance > 0:
         raise ValueError(f"tolerance: must be a positive number, got {options.tolerance}")
-    table = compare(
-        predict(arch, batch_size=options.batch_size),
-        measure(arch, batch_size=options.batch_size, seeds=options.seeds),
-    )
+    measured = measure(arch, batch_size=options.batch_size, seeds=options.seeds)
+    table = compare(predict(arch, batch_size=options.batch_size), measured)
     print(table.to_string(index=False, float_format=lambda x: f"{x:.4g}"))
     errors = table.loc[table["quantity"].isin(["shortcut_std", "gradient_norm"]), "relative_error"].abs()
     good = bool(errors.max() <= options.tolerance)
@@ -232,25 +241,32 @@ def _init(options: Init) -> int:
 
 
 def _train(options: Train) -> int:
-    from verify.sweeps.command import train
+    from verify.sweeps.command import here, train
 
-    mesh = _mesh(options.mesh, options.hosts)
     return train(
-        _runs(options), options.out, options.lanes, mesh,
-        lambda run: {"learning_rate": run.optimizer.learning_rate, "seed": run.seed},
+        _runs(options), options.out, lambda run: {"learning_rate": run.optimizer.learning_rate, "seed": run.seed},
+        here(options.lanes, _mesh(options.mesh, options.hosts)),
     )  # fmt: skip
 
 
 def _sweep(options: Sweep) -> int:
-    from verify.sweeps.command import plan, status, train_share
+    from verify.sweeps.command import here, on_ray, plan, status, train_share
 
     chosen = options.command
     if isinstance(chosen, SweepStatus):
         return status(chosen.file, chosen.out, chosen.shard)
     if isinstance(chosen, SweepPlan):
-        return plan(chosen.file, chosen.out, chosen.shard, chosen.lanes)
-    mesh = _mesh(chosen.mesh, chosen.hosts)
-    return train_share(chosen.file, chosen.out, chosen.shard, chosen.lanes, mesh)
+        from verify.training.mesh import MeshShape
+
+        shape = MeshShape(**vars(chosen.mesh))
+        return plan(chosen.file, chosen.out, chosen.shard, chosen.lanes, shape, chosen.device_flops)
+    if chosen.on == "ray":
+        if (chosen.mesh, chosen.hosts) != (MeshFlags(), HostFlags()):
+            raise ValueError("on: ray gives each run one device; leave mesh and hosts out, or take here")
+        work = on_ray(chosen.lanes, chosen.address)
+    else:
+        work = here(chosen.lanes, _mesh(chosen.mesh, chosen.hosts))
+    return train_share(chosen.file, chosen.out, chosen.shard, chosen.lanes, work)
 
 
 def _mesh(flags: MeshFlags, hosts: HostFlags) -> "Mesh | None":
@@ -273,7 +289,7 @@ def _runs(options: Train) -> "list[Run]":
     arch, optimizer = architecture(options.arch), Optimizer(**dataclasses.asdict(options.optimizer))
     return [
         Run(arch, dataclasses.replace(optimizer, learning_rate=rate), options.corpus, options.batch_size,
-            options.steps, seed)
+            options.steps, seed, options.recompute)
         for seed in range(options.seeds)
         for rate in rates
     ]  # fmt: skip

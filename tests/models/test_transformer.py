@@ -270,3 +270,16 @@ def test_observations_are_what_they_say():
     expected = np.mean(np.log(np.sum(np.exp(np.asarray(logits, np.float64)), -1)))
     np.testing.assert_allclose(seen.log_z, expected, rtol=1e-5)
     assert seen.largest_attention_logit.shape == (2,)
+
+
+def test_recomputed_blocks_give_the_same_gradients():
+    params = models.init(jax.random.key(0), ARCH)
+    tokens = jax.random.randint(jax.random.key(1), (2, ARCH.seq_len + 1), 0, ARCH.vocab_size)
+    readings = jnp.zeros(ARCH.num_sublayers + 1, jnp.float32)
+    kept, again = (
+        jax.value_and_grad(
+            lambda params, readings, again=again: models.loss(params, tokens, ARCH, readings, again)[0], argnums=(0, 1)
+        )(params, readings)
+        for again in (False, True)
+    )
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-8), kept, again)

@@ -6,12 +6,14 @@ import os
 import jax
 import jax.numpy as jnp
 import jaxtyping
+import numpy as np
 import pytest
 
 from theory import Architecture
 from verify.sweeps import cost as module
-from verify.sweeps.cost import cost, device_bytes, lanes_that_fit, threads_that_fit
+from verify.sweeps.cost import cost, device_bytes, lanes_that_fit, mesh_bytes, threads_that_fit
 from verify.training.loop import Run, _start, advance
+from verify.training.mesh import MeshShape
 
 SMALL = Architecture(num_layers=2, d_model=32, num_heads=2, seq_len=16)
 
@@ -21,6 +23,7 @@ SMALL = Architecture(num_layers=2, d_model=32, num_heads=2, seq_len=16)
     [
         Run(dataclasses.replace(SMALL, d_model=8, vocab_size=2048), batch_size=2),
         Run(dataclasses.replace(SMALL, seq_len=96, activation="swiglu", block="sandwich"), batch_size=4),
+        Run(dataclasses.replace(SMALL, num_layers=6, seq_len=64), batch_size=4, recompute=True),
     ],
 )
 def test_a_lane_takes_no_more_memory_than_it_is_said_to_and_half_of_it_at_least(run, monkeypatch):
@@ -42,6 +45,26 @@ def test_the_arithmetic_by_hand():
     norms = 5 * 32
     assert found.parameters == matrices + 32 * 256 + norms
     assert found.flops == (6 * (matrices + norms) + 12 * 2 * 32 * 16) * tokens
+
+
+def test_a_mesh_cuts_what_it_says():
+    """Only fsdp cuts both weights and activations; all of them together a fraction each."""
+    run = Run(dataclasses.replace(SMALL, d_model=8, vocab_size=2048), batch_size=8)
+    whole, halves = (
+        mesh_bytes(run, MeshShape()),
+        [mesh_bytes(run, MeshShape(*shape)) for shape in [(2, 1, 1), (1, 2, 1), (1, 1, 2)]],
+    )
+    assert whole == cost(run).lane_bytes
+    weights = 6 * 4 * cost(run).parameters * 1.25
+    np.testing.assert_allclose(halves, [(whole + weights) / 2, whole / 2, whole - weights / 2], atol=2)
+
+
+def test_computing_again_trades_memory_for_a_third_more_arithmetic_in_the_blocks():
+    run = Run(dataclasses.replace(SMALL, num_layers=12, seq_len=64))
+    kept, again = cost(run), cost(dataclasses.replace(run, recompute=True))
+    head = 6 * SMALL.d_model * SMALL.vocab_size * kept.tokens
+    assert again.flops - head == pytest.approx((kept.flops - head) * 4 / 3)
+    assert again.lane_bytes < kept.lane_bytes / 3
 
 
 @pytest.mark.parametrize(

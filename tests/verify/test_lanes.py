@@ -64,7 +64,7 @@ def test_groups_are_no_larger_than_asked_and_hold_one_program(trained, tmp_path)
     assert sum(done) == 7 * 8
     for run, path in zip(RUNS, made, strict=False):
         assert store.load(path)["loss"][0] == run.optimizer.learning_rate
-    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in made}
+    assert files(tmp_path) == set(made) and not list((tmp_path / ".unfinished").iterdir())
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
@@ -103,7 +103,69 @@ def test_what_was_begun_goes_on_first_and_as_it_was(trained, tmp_path):
     lanes.train_missing(RUNS, tmp_path, lanes=2)
     assert trained == [RUNS[2:5], RUNS[:2], RUNS[5:]]
     assert store.load(store.path_of(RUNS[2], tmp_path))["loss"][0] == 9
-    assert set(tmp_path.iterdir()) == paths(RUNS, tmp_path)
+    assert files(tmp_path) == paths(RUNS, tmp_path) and not list((tmp_path / ".unfinished").iterdir())
+
+
+def test_killed_between_two_files_the_others_are_made_by_all_lanes_again(trained, tmp_path):
+    """A run of one chunk has no states to go on from; the last bits are those of as many lanes as before."""
+    unit = Unit(tuple(RUNS[:4]), tmp_path)
+    unit.begin()
+    store.save(RUNS[0], xr.Dataset({"loss": ("step", [9.0])}), tmp_path)
+    lanes.train_missing(RUNS[:4], tmp_path, lanes=1)
+    assert trained == [RUNS[:4]]
+    assert store.load(store.path_of(RUNS[0], tmp_path))["loss"][0] == 9
+
+
+def test_what_was_begun_with_nothing_done_is_grouped_anew(trained, tmp_path):
+    """As where four lanes were too many for the memory, and the next try has one."""
+    Unit(tuple(RUNS[:4]), tmp_path).begin()
+    lanes.train_missing(RUNS, tmp_path, lanes=1)
+    assert trained == [[run] for run in RUNS]
+
+
+def test_what_is_wholly_there_is_tidied_up(trained, tmp_path):
+    lanes.train_missing(RUNS, tmp_path)
+    unit = Unit(tuple(RUNS[:2]), tmp_path)
+    begin(unit)
+    trained.clear()
+    lanes.train_missing(RUNS, tmp_path)
+    assert not trained and not unit.checkpoint.folder.exists()
+
+
+def test_what_two_shares_began_together_is_named(trained, tmp_path, capsys):
+    unit = Unit(tuple(RUNS[1:3]), tmp_path)
+    begin(unit)
+    lanes.train_missing(RUNS[:2], tmp_path, lanes=2)
+    assert (
+        f"{unit.checkpoint.folder}: 3 steps of 2 runs that began together stay unused here" in capsys.readouterr().err
+    )
+    assert trained == [RUNS[:2]]
+
+
+def test_a_list_of_runs_that_cannot_be_read_is_none(trained, tmp_path):
+    unit = Unit(tuple(RUNS[:2]), tmp_path)
+    begin(unit)
+    (unit.checkpoint.folder / "runs.txt").write_bytes(bytes(range(128, 256)))
+    lanes.train_missing(RUNS, tmp_path, lanes=6)
+    assert trained == [RUNS]
+
+
+def test_a_process_takes_over_what_another_one_leaves(trained, tmp_path, monkeypatch):
+    """It began while this one waited, with other lanes, and died: its units are gone on with, not those here."""
+    monkeypatch.setattr(lanes, "POLL_SECONDS", 0.01)
+    (tmp_path / ".unfinished").mkdir()
+    first = lanes.lock(RUNS[1], tmp_path)
+    first.acquire()
+    with ThreadPoolExecutor(1) as pool:
+        here = pool.submit(lanes.train_missing, RUNS[:4], tmp_path, 2)
+        while not trained:
+            time.sleep(0.01)
+        begin(Unit((RUNS[0],), tmp_path))
+        begin(Unit((RUNS[1],), tmp_path))
+        first.release()
+        here.result()
+    assert trained[0] == RUNS[2:4]
+    assert sorted(trained[1:], key=str) == sorted([[RUNS[0]], [RUNS[1]]], key=str)
 
 
 def test_what_another_sweep_began_is_left_alone(trained, tmp_path):
@@ -139,13 +201,13 @@ def test_a_damaged_checkpoint_is_named_and_its_runs_start_again(trained, tmp_pat
     monkeypatch.setattr(lanes, "train_lanes", train_lanes)
     begin(Unit(tuple(RUNS[:2]), tmp_path))
     lanes.train_missing(RUNS[:2], tmp_path)
-    assert trained == [RUNS[:2]] and set(tmp_path.iterdir()) == paths(RUNS[:2], tmp_path)
+    assert trained == [RUNS[:2]] and files(tmp_path) == paths(RUNS[:2], tmp_path)
     assert "is damaged; these runs start again" in capsys.readouterr().err
 
 
 def test_a_run_that_another_process_is_at_is_waited_for(trained, tmp_path, monkeypatch):
     """The other one finishes the first run and dies at the second: only the second is done here, and last."""
-    monkeypatch.setattr(lanes, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(lanes, "POLL_SECONDS", 0.01)
     (tmp_path / ".unfinished").mkdir()
     first, second = (lanes.lock(run, tmp_path) for run in RUNS[:2])
     first.acquire()
@@ -176,7 +238,7 @@ def test_no_run_is_trained_twice_by_many_at_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(lanes, "train_lanes", train_lanes)
     monkeypatch.setattr(lanes, "threads_that_fit", lambda runs: 4)
-    monkeypatch.setattr(lanes, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(lanes, "POLL_SECONDS", 0.01)
     start = threading.Barrier(4)
 
     def process(width):

@@ -59,10 +59,10 @@ def test_train_keeps_its_runs(tmp_path, capsys):
     sizes = "--arch.num-layers 1 --arch.d-model 8 --arch.num-heads 2 --arch.seq-len 8 --steps 4 --rates 1e-3 1e-2"
     arguments = ["train", *sizes.split(), "--corpus", "zipf", "--out", str(tmp_path)]
     assert main(arguments) == 0
-    files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.nc")}
     assert len(files) == 2
     assert main(arguments) == 0
-    assert files == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert files == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.nc")}
     assert "finished at step 4" in capsys.readouterr().out
 
 
@@ -70,7 +70,7 @@ def test_train_starts_from_a_preset(tmp_path):
     sizes = "--arch.num-layers 1 --arch.d-model 8 --arch.num-heads 2 --arch.d-ff 16 --arch.seq-len 8 --steps 1"
     words = ["--arch.vocab-size", "256", "--corpus", "zipf", "--out", str(tmp_path)]
     assert main(["train", "--preset", "olmo2-7b", *sizes.split(), *words]) == 0
-    (kept,) = tmp_path.iterdir()
+    (kept,) = tmp_path.glob("*.nc")
     config = str(store.load(kept).attrs)
     for value in ("olmo2", "output_norm", "swiglu", "rms_norm", "qk_norm"):
         assert value in config

@@ -17,6 +17,7 @@ from verify.sweeps import on_mesh, store
 from verify.sweeps.lanes import Unit, lock
 from verify.sweeps.on_mesh import train_missing_on
 from verify.sweeps.standing import standings
+from verify.training.checkpoint import DamagedCheckpoint
 from verify.training.loop import Run, _start, train, train_lanes
 from verify.training.mesh import MeshShape, join, put_tokens, tree_shardings
 from verify.training.sharded_checkpoint import ShardedCheckpoint
@@ -98,19 +99,27 @@ def test_hosts_that_will_not_do_are_named(hosts, said):
 
 
 def test_a_checkpoint_of_one_mesh_goes_on_on_another(tmp_path):
-    """20 steps on 8 devices, the rest on 2, within the rounding of one device's."""
-    checkpoint = ShardedCheckpoint(tmp_path / "unit")
+    """40 steps on 8 devices, the rest on 2, within the rounding of one device's. What is damaged is named."""
+    checkpoint, run, taken = ShardedCheckpoint(tmp_path / "unit"), dataclasses.replace(RUN, steps=60), []
 
     def stop(steps):
-        raise KeyboardInterrupt
+        taken.append(steps)
+        if sum(taken) == 40:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_lanes([RUN], stop, checkpoint, mesh=MeshShape(2, 2, 2).mesh())
-    assert checkpoint.steps_done() == 20
-    taken = []
-    spread = train_lanes([RUN], taken.append, checkpoint, mesh=MeshShape(1, 1, 2).mesh())[0]
-    assert taken == [20, 20]
-    np.testing.assert_allclose(spread["loss"], train(RUN)["loss"], atol=1e-5)
+        train_lanes([run], stop, checkpoint, mesh=MeshShape(2, 2, 2).mesh())
+    assert checkpoint.steps_done() == 40
+    taken.clear()
+    two = MeshShape(1, 1, 2).mesh()
+    spread = train_lanes([run], lambda steps: taken.append(steps), checkpoint, mesh=two)[0]
+    assert taken == [40, 20]
+    np.testing.assert_allclose(spread["loss"], train(run)["loss"], atol=1e-5)
+    for file in (tmp_path / "unit" / "40").rglob("*"):
+        if file.is_file() and file.stat().st_size > 1000:
+            file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(DamagedCheckpoint, match="is damaged"):
+        train_lanes([run], checkpoint=checkpoint, mesh=two)
 
 
 def test_an_interrupted_run_says_so_goes_on_and_leaves_its_file_alone(tmp_path, monkeypatch, capsys):
@@ -137,7 +146,7 @@ def test_an_interrupted_run_says_so_goes_on_and_leaves_its_file_alone(tmp_path, 
     train_missing_on(mesh, runs, tmp_path, lambda *run: finished.append(run))
     assert trained == [runs[0], runs[1], runs[1], runs[2], runs[0]]
     assert finished == [(run, store.path_of(run, tmp_path)) for run in (runs[0], runs[1], runs[2], runs[0])]
-    assert {path.suffix for path in tmp_path.iterdir()} == {".nc", ".damaged"}
+    assert {path.suffix for path in tmp_path.iterdir() if path.is_file()} == {".nc", ".damaged"}
     assert not lock(runs[0], tmp_path).is_locked and not Unit((runs[0],), tmp_path).checkpoint.folder.exists()
 
 
@@ -161,7 +170,7 @@ def test_two_processes_train_one_model(tmp_path):
     said = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     assert "1 of 1 runs done" in said[0] and "runs done" not in said[1]
-    (file,) = tmp_path.iterdir()
+    (file,) = tmp_path.glob("*.nc")
     together = store.load(file)
     alone = Run(Architecture(num_layers=1, d_model=8, num_heads=2, seq_len=8), corpus="zipf", steps=50)
     assert file == store.path_of(alone, tmp_path)
@@ -175,4 +184,4 @@ def test_a_mesh_on_the_command_line(tmp_path, capsys):
     assert capsys.readouterr().err == "error: mesh: data x fsdp x tensor = 16 x 1 x 1 = 16 devices, but there are 8\n"
     assert main([*arguments, "--mesh.data", "4", "--mesh.tensor", "2"]) == 0
     assert "finished at step 4" in capsys.readouterr().out
-    assert [path.suffix for path in tmp_path.iterdir()] == [".nc"]
+    assert [path.suffix for path in tmp_path.iterdir() if path.is_file()] == [".nc"]

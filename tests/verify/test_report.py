@@ -85,7 +85,7 @@ def test_going_on_computes_only_what_is_missing(finished, monkeypatch):
     lost = options.training_runs("scaled")[1]
     store.path_of(lost, finished / "runs").unlink()
     trained = []
-    monkeypatch.setattr(lanes, "train_lanes", lambda runs, advance: trained.extend(runs) or real(runs, advance))
+    monkeypatch.setattr(lanes, "train_lanes", lambda runs, *rest: trained.extend(runs) or real(runs, *rest))
     monkeypatch.setattr(stages, "measure", lambda *_, **__: pytest.fail("measured again"))
     before = (finished / "index.html").read_text(encoding="utf-8")
     assert report.run(options) == 0

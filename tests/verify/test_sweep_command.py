@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -73,6 +75,18 @@ def test_a_plan_of_a_share(sweep, tmp_path, capsys):
     assert "2 runs (share 3/4)" in said and "program 1: 2 runs, 2 left" in said
 
 
+def test_a_plan_for_a_mesh_that_is_not_here(sweep, tmp_path, capsys):
+    """16 devices; hours are all arithmetic over what they achieve together."""
+    arguments = ["sweep", "plan", str(sweep), "--out", str(tmp_path), "--mesh.data", "4", "--mesh.fsdp", "4"]
+    assert main([*arguments, "--device-flops", "1e6"]) == 0
+    said = capsys.readouterr().out
+    flops = sum(cost_module.cost(run).flops for run in read_sweep(sweep).runs)
+    assert f"{flops / 16e6 / 3600:.3g} hours on 16 devices that achieve 1e+06 FLOP/s each" in said
+    assert said.count("one at a time takes 0.00 GB of each of 16 devices") == 2
+    assert main([*arguments, "--device-flops", "0"]) == 2
+    assert capsys.readouterr().err == "error: device_flops: must be a positive number, got 0.0\n"
+
+
 @pytest.mark.parametrize("what", ["plan", "run", "status"])
 def test_a_share_of_nothing_says_so(sweep, tmp_path, capsys, what):
     assert main(["sweep", what, str(sweep), "--out", str(tmp_path), "--shard", "0/100"]) == 0
@@ -135,9 +149,9 @@ def test_a_run_trains_its_share_once(sweep, tmp_path, capsys, trained):
     out, runs = tmp_path / "runs", list(read_sweep(sweep).runs)
     arguments = ["sweep", "run", str(sweep), "--out", str(out)]
     assert main([*arguments, "--shard", "0/2"]) == 0
-    assert set(out.iterdir()) == {store.path_of(run, out) for run in runs[:4]}
+    assert set(out.glob("*.nc")) == {store.path_of(run, out) for run in runs[:4]}
     assert main(arguments) == 0 and main(arguments) == 0
-    assert set(out.iterdir()) == {store.path_of(run, out) for run in runs}
+    assert set(out.iterdir()) == {store.path_of(run, out) for run in runs} | {out / ".unfinished"}
     assert trained == [runs[start : start + 2] for start in (0, 2, 4, 6)]
     said = capsys.readouterr().out
     assert said.count("finished at step 7, held-out loss 3.0000 nats per token") == 4 + 8 + 8
@@ -154,11 +168,27 @@ def test_an_interruption_says_how_to_go_on(sweep, tmp_path, capsys, monkeypatch,
 
     working = lanes.train_lanes
     monkeypatch.setattr(lanes, "train_lanes", interrupted)
-    before = signal.getsignal(signal.SIGTERM)
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     assert main(["sweep", "run", str(sweep), "--out", str(tmp_path / "runs")]) == 130
     error = capsys.readouterr().err
+    assert "stopping after the steps in flight; once more to stop at once" in error
     assert f"of 8 runs done, 4 to do in {tmp_path / 'runs'}/; the same command goes on" in error
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_second_interruption_ends_it_at_once(sweep, tmp_path):
+    """Though a chunk takes for ever."""
+    script = (
+        "import os, signal, sys, threading, time\nfrom verify.__main__ import main\nfrom verify.sweeps import lanes\n"
+        "def train_lanes(*_):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(0.5)\n    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(600)\n"
+        "lanes.train_lanes = train_lanes\nlanes.threads_that_fit = lambda runs: 1\n"
+        f"sys.exit(main(['sweep', 'run', {str(sweep)!r}, '--out', {str(tmp_path / 'runs')!r}]))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 130 and "stopped; the same command goes on" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_wrong_usage_is_one_line(sweep, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """`python -m verify sweep plan | run | status FILE`: what a sweep's runs are, cost, and how far they are."""
 
+import os
 import signal
 import sys
 import time
@@ -8,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import jax
 from jax.sharding import Mesh
@@ -17,16 +18,21 @@ from rich.live import Live
 from rich.table import Table
 
 from verify.sweeps import store
-from verify.sweeps.cost import cost, device_bytes, lanes_that_fit, threads_that_fit
-from verify.sweeps.lanes import train_missing
+from verify.sweeps.cost import cost, device_bytes, lanes_that_fit, mesh_bytes, threads_that_fit
+from verify.sweeps.lanes import groups_of, train_missing
 from verify.sweeps.manifest import Sweep, read_sweep
 from verify.sweeps.on_mesh import train_missing_on
+from verify.sweeps.on_ray import train_missing_on_ray
 from verify.sweeps.standing import Standing, standings
 from verify.training.loop import Run, require_data
+from verify.training.mesh import MeshShape
 
 _Item = TypeVar("_Item")
 Values = Callable[[Run], dict[str, object]]
 """a run's value of each field that varies in its sweep"""
+Finished = Callable[[Run, Path], None]
+Work = Callable[[Sequence[Run], Path, Finished], object]
+"""trains what is missing of these runs into the folder, and calls with each that is written"""
 
 
 _EMPTY = "share {shard} of {runs} runs is empty"
@@ -44,8 +50,14 @@ def share(runs: Sequence[_Item], shard: str) -> Sequence[_Item]:
     return runs[ends[0] : ends[1]]
 
 
-def plan(file: Path, out: Path, shard: str, lanes: int | None) -> int:
-    """Print every run of the share, and what is left to do; the exit status. Raises as `read_sweep` and `share` do."""
+def plan(file: Path, out: Path, shard: str, lanes: int | None, mesh: MeshShape, device_flops: float | None) -> int:
+    """Print every run of the share, and what is left to do; the exit status. Raises as `read_sweep` and `share` do.
+
+    mesh: devices each run is to be spread over, which need not be here. device_flops: floating-point operations a
+    second that a device achieves, to say how long it takes.
+    """
+    if device_flops is not None and not device_flops > 0:
+        raise ValueError(f"device_flops: must be a positive number, got {device_flops}")
     sweep, runs = _read(file, shard, lanes)
     if not runs:
         print(_EMPTY.format(shard=shard, runs=len(sweep.runs)))
@@ -53,11 +65,15 @@ def plan(file: Path, out: Path, shard: str, lanes: int | None) -> int:
     found = standings(runs, out)
     print(f"{file}: {len(runs)} runs" + (f" (share {shard})" if shard != "0/1" else ""))
     _console().print(_table(found, sweep.values))
+    threads = min(threads_that_fit(runs), len(groups_of(runs, lanes)))
     for number, (program, group) in enumerate(groupby(runs, Run.program), 1):
-        _print_program(number, program, list(group), found, threads_that_fit(runs), lanes)
+        _print_program(number, program, list(group), found, threads, lanes, mesh)
     left = [cost(run) for run, standing in found.items() if standing.state != "done"]
     tokens, flops = sum(one.tokens for one in left), sum(one.flops for one in left)
     print(f"\n{len(runs) - len(left)} of {len(runs)} done in {out}/; left: {tokens:.3g} tokens, {flops:.3g} FLOP")
+    if device_flops is not None:
+        hours = flops / device_flops / mesh.devices / 3600
+        print(f"{hours:.3g} hours on {mesh.devices} devices that achieve {device_flops:.3g} FLOP/s each")
     return 0
 
 
@@ -73,46 +89,76 @@ def status(file: Path, out: Path, shard: str) -> int:
     return 0
 
 
-def train_share(file: Path, out: Path, shard: str, lanes: int | None, mesh: Mesh | None) -> int:
+def here(lanes: int | None, mesh: Mesh | None) -> Work:
+    """On this machine: lanes in threads, or one run at a time spread over the devices of a mesh."""
+    if mesh is None:
+        return lambda runs, out, finished: train_missing(runs, out, lanes, finished=finished)
+    return lambda runs, out, finished: train_missing_on(mesh, runs, out, finished)
+
+
+def on_ray(lanes: int | None, address: str | None) -> Work:
+    """On a Ray cluster."""
+    return lambda runs, out, finished: train_missing_on_ray(runs, out, lanes, address, finished)
+
+
+def train_share(file: Path, out: Path, shard: str, lanes: int | None, work: Work) -> int:
     """Train what of the share is missing. Returns and raises as `train` does."""
     sweep, runs = _read(file, shard, lanes)
     if not runs:
         print(_EMPTY.format(shard=shard, runs=len(sweep.runs)))
         return 0
-    return train(runs, out, lanes, mesh, sweep.values)
+    return train(runs, out, sweep.values, work)
 
 
-def train(runs: Sequence[Run], out: Path, lanes: int | None, mesh: Mesh | None, values: Values) -> int:
+def train(runs: Sequence[Run], out: Path, values: Values, work: Work) -> int:
     """Train what has no file in `out` yet, with a table of the runs on a terminal, else a line for each that ends.
 
-    mesh: one run at a time, spread over these devices; of several processes only the first one prints. Returns the exit
-    status, 130 after an interruption, also by SIGTERM. Raises ValueError for a corpus, folder or mesh that will not do,
-    OSError where a file cannot be written.
+    Of several processes only the first one prints. Returns the exit status, 130 after an interruption, also by SIGTERM.
+    Raises ValueError for a corpus, folder, mesh or cluster that will not do, OSError where a file cannot be written.
     """
     require_data(runs)
     store.require_writable(out)
-    if mesh is not None and jax.process_index() > 0:
-        train_missing_on(mesh, runs, out)
-        return 0
-    print(f"{_summary(standings(runs, out), out)}; after an interruption the same command goes on", flush=True)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
+        if jax.process_index() > 0:
+            work(runs, out, lambda run, path: None)
+            return 0
+        print(f"{_summary(standings(runs, out), out)}; after an interruption the same command goes on", flush=True)
         with _watched(runs, out, values) as finished:
-            if mesh is None:
-                train_missing(runs, out, lanes, finished=finished)
-            else:
-                train_missing_on(mesh, runs, out, finished)
+            work(runs, out, finished)
     except KeyboardInterrupt:
         print(f"\ninterrupted: {_summary(standings(runs, out), out)}; the same command goes on", file=sys.stderr)
         return 130
+    except (OSError, ValueError) as error:
+        if jax.process_count() > 1:
+            _leave(2, f"error: process {jax.process_index()}: {error}")
+        raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     print(_summary(standings(runs, out), out))
     return 0
 
 
+def _interrupt(number: int, frame: object) -> None:
+    """The first time after what is in flight, the second time at once; of several processes always at once."""
+    if jax.process_count() > 1:
+        _leave(130, "interrupted; the same command goes on")
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, lambda *_: _leave(130, "stopped; the same command goes on"))
+    print("\nstopping after the steps in flight; once more to stop at once, which loses them", file=sys.stderr)
+    raise KeyboardInterrupt
+
+
+def _leave(status: int, said: str) -> NoReturn:
+    """Without waiting for threads or other processes; nothing is lost, as what is done is on the disk."""
+    print(said, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(status)
+
+
 @contextmanager
-def _watched(runs: Sequence[Run], out: Path, values: Values) -> Iterator[Callable[[Run, Path], None]]:
+def _watched(runs: Sequence[Run], out: Path, values: Values) -> Iterator[Finished]:
     """What to call for a run that has ended; on a terminal, a table of all of them for as long as they train."""
     console, before = _console(), standings(runs, out)
     if not console.is_terminal:
@@ -195,13 +241,19 @@ def _steps(found: dict[Run, Standing]) -> int:
 
 
 def _print_program(
-    number: int, program: Run, runs: list[Run], found: dict[Run, Standing], threads: int, most: int | None
-) -> None:
+    number: int, program: Run, runs: list[Run], found: dict[Run, Standing], threads: int, most: int | None,
+    mesh: MeshShape,
+) -> None:  # fmt: skip
     one, left = cost(program), sum(found[run].state != "done" for run in runs)
-    lanes, room = lanes_that_fit(runs, threads, most), device_bytes()
-    print(
+    said = (
         f"\nprogram {number}: {len(runs)} runs, {left} left; {one.parameters:,} parameters; "
         f"a run: {one.tokens:,} tokens, {one.flops:.3g} FLOP; "
-        f"{lanes} lanes in each of {threads} threads take {threads * lanes * one.lane_bytes / 1e9:,.2f} GB"
+    )
+    if mesh.devices > 1:
+        print(f"{said}one at a time takes {mesh_bytes(program, mesh) / 1e9:,.2f} GB of each of {mesh.devices} devices")
+        return
+    lanes, room = lanes_that_fit(runs, threads, most), device_bytes()
+    print(
+        f"{said}{lanes} lanes in each of {threads} threads take {threads * lanes * one.lane_bytes / 1e9:,.2f} GB"
         + (f", MORE than the {room / 1e9:,.2f} GB of this machine" if one.lane_bytes > room else "")
     )

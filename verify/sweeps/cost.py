@@ -1,5 +1,6 @@
 """What a run costs before it is started: tokens, arithmetic, and the memory of one lane."""
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,6 +16,7 @@ import models
 from theory.architecture import Architecture
 from theory.parameter_count import num_parameters
 from verify.training.loop import Run
+from verify.training.mesh import MeshShape
 
 
 @dataclass(frozen=True)
@@ -30,38 +32,50 @@ class Cost:
 def cost(run: Run) -> Cost:
     """Forward and backward take 6 operations a matrix entry and token, and 12 N d T a token in attention.
 
-    Source: PaLM, arXiv 2204.02311, appendix B; here only entries that multiply count, so no embedding but a tied head.
+    Of the blocks a third more where their activations are computed again. Source: PaLM, arXiv 2204.02311, appendix B;
+    here only entries that multiply count, so no embedding but a tied head.
     """
     arch = run.arch
     tokens = run.steps * run.batch_size * arch.seq_len
-    entries = num_parameters(arch, embeddings=False) + arch.d_model * arch.vocab_size
-    attention = 12 * arch.num_layers * arch.d_model * arch.seq_len
-    return Cost(
-        num_parameters(arch), tokens, float((6 * entries + attention) * tokens), _lane_bytes(arch, run.batch_size)
-    )
+    blocks = 6 * num_parameters(arch, embeddings=False) + 12 * arch.num_layers * arch.d_model * arch.seq_len
+    again = 4 / 3 if run.recompute else 1
+    head = 6 * arch.d_model * arch.vocab_size
+    lane_bytes = int(_SLACK * sum(_sizes(arch, run.batch_size, run.recompute)))
+    return Cost(num_parameters(arch), tokens, (again * blocks + head) * tokens, lane_bytes)
 
 
 _SLACK = 1.25
-"""what a compiled step was measured to take at most, over what `_lane_bytes` counts"""
+"""what a compiled step was measured to take at most, over what is counted here"""
+
+
+def mesh_bytes(run: Run, mesh: MeshShape) -> int:
+    """Memory of one device of a mesh, an estimate from above: the tensor axis cuts weights, but no activations."""
+    weights, activations = _sizes(run.arch, run.batch_size, run.recompute)
+    return int(_SLACK * (weights / (mesh.fsdp * mesh.tensor) + activations / (mesh.data * mesh.fsdp)))
 
 
 @lru_cache(maxsize=64)
-def _lane_bytes(arch: Architecture, batch_size: int) -> int:
-    """From shapes alone, without compiling: six copies of the weights, what backward keeps, and logits twice."""
+def _sizes(arch: Architecture, batch_size: int, recompute: bool) -> tuple[int, int]:
+    """Bytes, from shapes alone, without compiling: six copies of the weights; what backward keeps, and logits twice."""
     tokens = jax.ShapeDtypeStruct((batch_size, arch.seq_len + 1), jnp.int32)
     readings = jax.ShapeDtypeStruct((arch.num_sublayers + 1,), jnp.float32)
     params = jax.eval_shape(lambda: models.init(jax.random.key(0), arch))
 
     def backward(params: models.Transformer, tokens: jax.Array, readings: jax.Array) -> object:
-        return jax.vjp(partial(_loss, tokens=tokens, arch=arch, readings=readings), params)[1]
+        return jax.vjp(partial(_loss, tokens=tokens, arch=arch, readings=readings, recompute=recompute), params)[1]
 
-    kept = jax.eval_shape(backward, params, tokens, readings)
+    kept = _bytes(jax.eval_shape(backward, params, tokens, readings))
+    if recompute and arch.num_layers > 1:  # and all of one block at a time
+        one = dataclasses.replace(arch, num_layers=1)
+        kept += _sizes(one, batch_size, False)[1] - _sizes(one, batch_size, True)[1]
     logits = batch_size * arch.seq_len * arch.vocab_size * np.dtype(np.float32).itemsize
-    return int(_SLACK * (6 * _bytes(params) + _bytes(kept) + 2 * logits))
+    return 6 * _bytes(params), kept + 2 * logits
 
 
-def _loss(params: models.Transformer, tokens: jax.Array, arch: Architecture, readings: jax.Array) -> jax.Array:
-    return models.loss(params, tokens, arch, readings)[0]
+def _loss(
+    params: models.Transformer, tokens: jax.Array, arch: Architecture, readings: jax.Array, recompute: bool
+) -> jax.Array:
+    return models.loss(params, tokens, arch, readings, recompute)[0]
 
 
 def _bytes(tree: object) -> int:
@@ -105,5 +119,9 @@ def device_bytes() -> int:
 
 
 def _cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Those that this process, or its control group, may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(min(cores, int(quota) // int(period)), 1)
+    return cores

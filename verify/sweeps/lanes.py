@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -22,7 +22,7 @@ from verify.sweeps.cost import lanes_that_fit, threads_that_fit
 from verify.training.checkpoint import Checkpoint, DamagedCheckpoint
 from verify.training.loop import Run, train_lanes
 
-_POLL_SECONDS = 1.0
+POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,14 @@ class Unit:
     def begin(self) -> None:
         """Make the checkpoint's folder and name the runs in it, for the next process and for who looks on."""
         folder = self.checkpoint.folder
-        folder.mkdir(parents=True, exist_ok=True)
         members = "".join(f"{store.digest(run)}\n" for run in self.runs)
-        write_atomically(folder / _MEMBERS, lambda path: path.write_text(members))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / _MEMBERS, lambda path: path.write_text(members))
+        except OSError as error:
+            raise OSError(
+                f"checkpoint: cannot write {folder}: {error.strerror}; make room and start the same command again"
+            ) from error
 
 
 def train_missing(
@@ -63,15 +68,8 @@ def train_missing(
     in threads. Runs that another process is at are waited for. A damaged file is named, set aside, and its run trained
     again. Raises what `train_lanes` and `store.save` raise; after that, or an interruption, what is done stays.
     """
-    if lanes is not None and lanes < 1:
-        raise ValueError(f"lanes: must be at least 1, got {lanes}")
-    paths = {run: store.path_of(run, folder) for run in runs}
-    for run, path in paths.items():
-        if path.exists() and not set_aside_if_damaged(path):
-            advanced(run.steps)
-    groups = _groups(runs, lanes)
-    units = list(_units(runs, groups, folder))
-    threads = min(threads_that_fit(runs), len(groups))
+    groups, threads = prepare(runs, folder, lanes)
+    advanced(sum(run.steps for run in runs if store.path_of(run, folder).exists()))
     stop = threading.Event()
 
     def chunk_done(steps: int) -> None:
@@ -81,11 +79,11 @@ def train_missing(
 
     def work() -> None:
         with suppress(_Stopped):
-            while not stop.is_set() and (left := [unit for unit in units if unit.missing()]):
-                if not any(_train_if_free(unit, threads > 1, chunk_done, finished) for unit in left):
-                    stop.wait(_POLL_SECONDS)
+            while not stop.is_set() and (left := units_left(runs, groups, folder)):
+                if not any(train_if_free(unit, threads > 1, chunk_done, finished) for unit in left):
+                    stop.wait(POLL_SECONDS)
 
-    if any(unit.missing() for unit in units):
+    if units_left(runs, groups, folder):
         with ThreadPoolExecutor(threads) as pool:
             try:
                 for worker in as_completed([pool.submit(work) for _ in range(threads)]):
@@ -93,23 +91,71 @@ def train_missing(
             except BaseException:
                 stop.set()  # the others end after the chunk they are at
                 raise
-    with suppress(OSError):
-        _unfinished(folder).rmdir()
-    return list(paths.values())
+    return [store.path_of(run, folder) for run in runs]
+
+
+def prepare(runs: Sequence[Run], folder: Path, lanes: int | None) -> tuple[list[list[Run]], int]:
+    """Runs that advance together, whatever of them is done, and how many threads or tasks there are to be at a time.
+
+    A damaged file is named and set aside; what others began and this does not go on with is named. Raises ValueError
+    for less than one lane.
+    """
+    if lanes is not None and lanes < 1:
+        raise ValueError(f"lanes: must be at least 1, got {lanes}")
+    for run in runs:
+        if (path := store.path_of(run, folder)).exists():
+            set_aside_if_damaged(path)
+    asked = {store.digest(run) for run in runs}
+    for members, digests in _begun(folder):
+        steps = Checkpoint(members.parent).steps_done()
+        if steps and asked & set(digests) and not asked >= set(digests):
+            print(
+                f"{members.parent}: {steps} steps of {len(digests)} runs that began together stay unused here, as some "
+                "of them are in another share or sweep; the command that began them goes on with them",
+                file=sys.stderr,
+            )
+    for unit in unfinished_units(runs, folder):
+        if len(unit.missing()) == len(unit.runs) and not unit.checkpoint.steps_done():
+            with _held(unit.runs, folder) as ours:
+                if ours:
+                    unit.checkpoint.remove()  # nothing is lost, and these lanes may have been too many
+    groups = groups_of(runs, lanes)
+    return groups, min(threads_that_fit(runs), len(groups))
+
+
+def units_left(runs: Sequence[Run], groups: Sequence[Sequence[Run]], folder: Path) -> list[Unit]:
+    """What is to be trained; what was begun first, and as it was, the rest by its place in the groups.
+
+    Begun is what has steps or a finished run behind it.
+    """
+    units = []
+    for unit in unfinished_units(runs, folder):
+        missing = unit.missing()
+        if not missing:
+            unit.checkpoint.remove()  # killed before it was tidied up
+        elif len(missing) < len(unit.runs) or unit.checkpoint.steps_done():
+            units.append(unit)
+    taken = {run for unit in units for run in unit.runs}
+    units += [Unit(rest, folder) for group in groups if (rest := tuple(run for run in group if run not in taken))]
+    return [unit for unit in units if unit.missing()]
 
 
 def unfinished_units(runs: Iterable[Run], folder: Path) -> list[Unit]:
     """Units in the folder that were begun and not finished, all of whose runs are among these."""
     by_digest = {store.digest(run): run for run in runs}
-    units = []
+    return [
+        Unit(tuple(by_digest[digest] for digest in digests), folder)
+        for _, digests in _begun(folder)
+        if all(digest in by_digest for digest in digests)
+    ]
+
+
+def _begun(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Every file that names runs which began together, with their digests."""
     for members in sorted(_unfinished(folder).glob(f"*/{_MEMBERS}")):
-        try:
-            digests = members.read_text().split()
-        except FileNotFoundError:  # finished this moment
-            continue
-        if digests and all(digest in by_digest for digest in digests):
-            units.append(Unit(tuple(by_digest[digest] for digest in digests), folder))
-    return units
+        with suppress(FileNotFoundError, UnicodeDecodeError):  # finished this moment, or damaged
+            if digests := members.read_text().split():
+                yield members, digests
 
 
 def lock(run: Run, folder: Path) -> FileLock:
@@ -128,7 +174,7 @@ def _unfinished(folder: Path) -> Path:
     return folder / ".unfinished"
 
 
-def _groups(runs: Sequence[Run], lanes: int | None) -> list[list[Run]]:
+def groups_of(runs: Sequence[Run], lanes: int | None) -> list[list[Run]]:
     """Neighbours that share a program, as many as advance together; whatever of them is done."""
     groups = []
     for _, same in groupby(runs, Run.program):
@@ -138,49 +184,55 @@ def _groups(runs: Sequence[Run], lanes: int | None) -> list[list[Run]]:
     return groups
 
 
-def _units(runs: Sequence[Run], groups: list[list[Run]], folder: Path) -> Iterator[Unit]:
-    """What was begun goes on as it was; then the groups, without that."""
-    begun = unfinished_units(runs, folder)
-    yield from begun
-    taken = {run for unit in begun for run in unit.runs}
-    for group in groups:
-        if members := tuple(run for run in group if run not in taken):
-            yield Unit(members, folder)
-
-
-def _train_if_free(
+def train_if_free(
     unit: Unit, one_core: bool, advanced: Callable[[int], None], finished: Callable[[Run, Path], None]
 ) -> bool:
     """Train what is missing of the unit, unless another process or thread is at one of its runs; whether it did."""
-    _unfinished(unit.folder).mkdir(parents=True, exist_ok=True)
-    with ExitStack() as held:
-        try:
-            locks = [
-                held.enter_context(lock(run, unit.folder).acquire(blocking=False, poll_interval=0))
-                for run in unit.missing()
-            ]
-        except Timeout:
+    with _held(unit.missing(), unit.folder) as ours:
+        if not ours:
             return False
         if missing := unit.missing():  # once more: it may have been finished before the locks were ours
-            begun = unit if unit.checkpoint.steps_done() else Unit(missing, unit.folder)
-            _train(begun, one_core, advanced, finished)
-        for one in locks:
-            with suppress(OSError):
-                Path(one.lock_file).unlink()
+            whole = unit.checkpoint.folder.exists() and (len(missing) < len(unit.runs) or unit.checkpoint.steps_done())
+            _train(unit if whole else Unit(missing, unit.folder), missing, one_core, advanced, finished)
     return True
 
 
-def _train(unit: Unit, one_core: bool, advanced: Callable[[int], None], finished: Callable[[Run, Path], None]) -> None:
+@contextmanager
+def _held(runs: Iterable[Run], folder: Path) -> Iterator[bool]:
+    """Holds the locks of all these runs, or says that another process or thread has one of them."""
+    _unfinished(folder).mkdir(parents=True, exist_ok=True)
+    locks = [lock(run, folder) for run in runs]
+    with ExitStack() as held:
+        try:
+            for one in locks:
+                held.enter_context(one.acquire(blocking=False))
+        except Timeout:
+            yield False
+            return
+        yield True
+        for one in locks:
+            with suppress(OSError):
+                Path(one.lock_file).unlink()
+
+
+def _train(
+    unit: Unit,
+    missing: tuple[Run, ...],
+    one_core: bool,
+    advanced: Callable[[int], None],
+    finished: Callable[[Run, Path], None],
+) -> None:
     unit.begin()
     checkpoint = unit.checkpoint
+    if checkpoint.sharded():
+        print(f"{checkpoint.folder}: steps on a mesh stay unused; with its --mesh they go on", file=sys.stderr)
     try:
         datasets = train_lanes(unit.runs, advanced, checkpoint, one_core)
     except DamagedCheckpoint as error:
         print(f"{error}; these runs start again", file=sys.stderr)
         checkpoint.remove()
-        _train(unit, one_core, advanced, finished)
-        return
-    missing = unit.missing()
+        unit.begin()
+        datasets = train_lanes(unit.runs, advanced, checkpoint, one_core)
     for run, dataset in zip(unit.runs, datasets, strict=True):
         if run in missing:
             finished(run, store.save(run, dataset, unit.folder))

@@ -1,5 +1,6 @@
 """Runs one after the other, each spread over a mesh; of several processes each makes the same call."""
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ from jax.sharding import Mesh
 
 from verify.sweeps import store
 from verify.sweeps.lanes import Unit, lock, set_aside_if_damaged
+from verify.training.checkpoint import DamagedCheckpoint
 from verify.training.loop import Run, train_lanes
 from verify.training.sharded_checkpoint import ShardedCheckpoint
 
@@ -23,21 +25,39 @@ def train_missing_on(
     finished: called there with each run that is written. A run that another job is at is waited for. A damaged file is
     named, set aside, and its run trained again. Raises what `train_lanes` and `store.save` raise.
     """
+    leads = jax.process_index() == 0
     for run in runs:
         unit, path = Unit((run,), folder), store.path_of(run, folder)
+        checkpoint = ShardedCheckpoint(unit.checkpoint.folder)
         with ExitStack() as held:
             missing = False
-            if jax.process_index() == 0:
-                unit.begin()
+            if leads:
                 held.enter_context(lock(run, folder))
-                missing = not path.exists() or set_aside_if_damaged(path)
-            if bool(multihost_utils.broadcast_one_to_all(np.array(missing))):
-                checkpoint = ShardedCheckpoint(unit.checkpoint.folder)
-                dataset = train_lanes([run], checkpoint=checkpoint, mesh=mesh)[0]
-                if jax.process_index() == 0:
-                    finished(run, store.save(run, dataset, folder))
-            if jax.process_index() == 0:
-                unit.checkpoint.remove()
+                if missing := not path.exists() or set_aside_if_damaged(path):
+                    if unit.checkpoint.steps_done() and not checkpoint.sharded():
+                        print(
+                            f"{checkpoint.folder}: steps without a mesh stay unused; without it they go on",
+                            file=sys.stderr,
+                        )
+                    unit.begin()
+            if not _agreed(missing):
+                continue
+            try:
+                (dataset,) = train_lanes([run], checkpoint=checkpoint, mesh=mesh)
+            except DamagedCheckpoint as error:  # in every process, as all read the same files
+                if leads:
+                    print(f"{error}; this run starts again", file=sys.stderr)
+                    checkpoint.remove()
+                    unit.begin()
+                _agreed(True)
+                (dataset,) = train_lanes([run], checkpoint=checkpoint, mesh=mesh)
+            if leads:
+                finished(run, store.save(run, dataset, folder))
+                checkpoint.remove()
                 with suppress(OSError):
                     Path(lock(run, folder).lock_file).unlink()
-                    unit.checkpoint.folder.parent.rmdir()
+
+
+def _agreed(said: bool) -> bool:
+    """What the first process says; all wait for it."""
+    return bool(multihost_utils.broadcast_one_to_all(np.array(said)))

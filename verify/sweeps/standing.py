@@ -64,6 +64,6 @@ def _is_locked(run: Run, folder: Path) -> bool:
         return False
     try:
         held.acquire(blocking=False).lock.release()
-    except Timeout:
+    except (Timeout, PermissionError):  # held, or of another user, whose process removes it at the end
         return True
     return False

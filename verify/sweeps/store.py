@@ -77,7 +77,9 @@ def load(path: Path) -> xr.Dataset:
     try:
         with xr.open_dataset(path, engine="h5netcdf") as opened:
             dataset = opened.load()
-    except (OSError, KeyError, ValueError) as error:
+    except (PermissionError, FileNotFoundError):
+        raise
+    except (OSError, KeyError, ValueError, RuntimeError, AttributeError, TypeError) as error:  # h5py raises all of them
         raise ValueError(f"run file: {path} is damaged ({error})") from error
     if "configuration" not in dataset.attrs:
         raise ValueError(f"run file: {path} has no attribute 'configuration', so it is none of ours; move it away")
@@ -88,8 +90,8 @@ def require_writable(folder: Path, field: str = "out") -> None:
     """Make the folder and prove that a file can be written there. Raises ValueError that names the field."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(8192))
     except OSError as error:
         raise ValueError(f"{field}: cannot write to folder {str(folder)!r}: {error.strerror}") from error
 

@@ -1,6 +1,7 @@
 """Where unfinished runs stand, on disk: their states after the last whole chunk, and the telemetry of every chunk."""
 
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -13,7 +14,7 @@ from theory.atomic_file import write_atomically
 Chunk = dict[str, np.ndarray]
 """telemetry of some steps, [lanes, steps, ...] by name"""
 _STATES, _DONE = "states.npz", "steps done"
-_UNREADABLE = (OSError, ValueError, KeyError, EOFError, BadZipFile)
+_UNREADABLE = (OSError, ValueError, KeyError, EOFError, BadZipFile, RuntimeError, zlib.error)  # NumPy and zipfile
 
 
 class DamagedCheckpoint(ValueError):
@@ -60,7 +61,7 @@ class Checkpoint:
 
     def remove(self) -> None:
         """Nothing is kept."""
-        shutil.rmtree(self.folder)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def steps_done(self) -> int:
         """How many steps it has behind it, as far as can be read; a mesh's states are a folder of that name."""

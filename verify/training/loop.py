@@ -39,7 +39,8 @@ class Run:
     """One training run, complete: what its file is named after.
 
     corpus: stdlib, zipf or text:PATH. batch_size: sequences a step. steps: of the optimizer. seed: of weights and of
-    the order of the data. Raises ValueError that names the field and the value.
+    the order of the data. recompute: each block's activations once more in the backward pass, instead of keeping them.
+    Raises ValueError that names the field and the value.
     """
 
     arch: Architecture
@@ -48,6 +49,7 @@ class Run:
     batch_size: int = 8
     steps: int = 300
     seed: int = 0
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("steps", 1), ("seed", 0)):
@@ -153,12 +155,14 @@ def _scan(
         readings = jnp.zeros(arch.num_sublayers + 1, jnp.float32)
         if observed:
             (loss, seen), (gradients, squares) = jax.value_and_grad(
-                lambda params, readings: models.loss(params, batch, arch, readings), argnums=(0, 1), has_aux=True
+                lambda params, readings: models.loss(params, batch, arch, readings, program.recompute),
+                argnums=(0, 1),
+                has_aux=True,
             )(state.params, readings)
         else:
-            (loss, seen), gradients = jax.value_and_grad(lambda params: models.loss(params, batch, arch), has_aux=True)(
-                state.params
-            )
+            (loss, seen), gradients = jax.value_and_grad(
+                lambda params: models.loss(params, batch, arch, recompute=program.recompute), has_aux=True
+            )(state.params)
         with jax.numpy_dtype_promotion("standard"):  # Optax raises Python floats to integer powers
             directions, optimizer = transformation.update(gradients, state.optimizer, state.params)
         current = rate * program.optimizer.shape(program.steps, state.step)

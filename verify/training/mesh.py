@@ -26,15 +26,21 @@ class MeshShape:
     fsdp: int = 1
     tensor: int = 1
 
+    def __post_init__(self) -> None:
+        if min(astuple(self)) < 1:
+            raise ValueError(f"mesh: data, fsdp and tensor must be at least 1, got {astuple(self)}")
+
+    @property
+    def devices(self) -> int:
+        """How many it takes."""
+        return self.data * self.fsdp * self.tensor
+
     def mesh(self) -> Mesh:
         """Of the devices there are, as many as it takes; of several processes' all.
 
         Raises ValueError where there are too few, or some would be left over of several processes.
         """
-        sizes = astuple(self)
-        if min(sizes) < 1:
-            raise ValueError(f"mesh: data, fsdp and tensor must be at least 1, got {sizes}")
-        count, there = int(np.prod(sizes)), jax.device_count()
+        sizes, count, there = astuple(self), self.devices, jax.device_count()
         if count > there or (count < there and jax.process_count() > 1):
             raise ValueError(
                 f"mesh: data x fsdp x tensor = {' x '.join(map(str, sizes))} = {count} devices, but there are {there}"

@@ -20,7 +20,10 @@ class ShardedCheckpoint(Checkpoint):
         done = max(self.sharded())
         with ocp.StandardCheckpointer() as checkpointer:
             target = jax.tree.map(ocp.tree.to_shape_dtype_struct, like)
-            return done, checkpointer.restore(self._states(done), target)
+            try:
+                return done, checkpointer.restore(self._states(done), target)
+            except Exception as error:  # Orbax raises bare ones
+                raise ValueError(str(error)) from error
 
     def _write_states(self, done: int, states: Any) -> None:
         before = self.sharded()
