@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import xarray as xr
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
@@ -40,22 +41,26 @@ def train_missing_on(
                             file=sys.stderr,
                         )
                     unit.begin()
-            if not _agreed(missing):
-                continue
-            try:
-                (dataset,) = train_lanes([run], checkpoint=checkpoint, mesh=mesh)
-            except DamagedCheckpoint as error:  # in every process, as all read the same files
+            if _agreed(missing):
+                dataset = _train(run, checkpoint, mesh, unit)
                 if leads:
-                    print(f"{error}; this run starts again", file=sys.stderr)
+                    finished(run, store.save(run, dataset, folder))
                     checkpoint.remove()
-                    unit.begin()
-                _agreed(True)
-                (dataset,) = train_lanes([run], checkpoint=checkpoint, mesh=mesh)
             if leads:
-                finished(run, store.save(run, dataset, folder))
-                checkpoint.remove()
                 with suppress(OSError):
                     Path(lock(run, folder).lock_file).unlink()
+
+
+def _train(run: Run, checkpoint: ShardedCheckpoint, mesh: Mesh, unit: Unit) -> xr.Dataset:
+    try:
+        return train_lanes([run], checkpoint=checkpoint, mesh=mesh)[0]
+    except DamagedCheckpoint as error:  # in every process, as all read the same files
+        if jax.process_index() == 0:
+            print(f"{error}; this run starts again", file=sys.stderr)
+            checkpoint.remove()
+            unit.begin()
+        _agreed(True)
+        return train_lanes([run], checkpoint=checkpoint, mesh=mesh)[0]
 
 
 def _agreed(said: bool) -> bool:
