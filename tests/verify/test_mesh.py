@@ -99,8 +99,8 @@ def test_hosts_that_will_not_do_are_named(hosts, said):
 
 
 def test_a_checkpoint_of_one_mesh_goes_on_on_another(tmp_path):
-    """40 steps on 8 devices, the rest on 2, within the rounding of one device's. What is damaged is named."""
-    checkpoint, run, taken = ShardedCheckpoint(tmp_path / "unit"), dataclasses.replace(RUN, steps=60), []
+    """40 steps on 4 devices, the rest on 2, within the rounding of one device's. What is damaged is named."""
+    checkpoint, run, taken = ShardedCheckpoint(tmp_path / "unit"), dataclasses.replace(TIED, steps=60), []
 
     def stop(steps):
         taken.append(steps)
@@ -108,7 +108,7 @@ def test_a_checkpoint_of_one_mesh_goes_on_on_another(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_lanes([run], stop, checkpoint, mesh=MeshShape(2, 2, 2).mesh())
+        train_lanes([run], stop, checkpoint, mesh=MeshShape(1, 2, 2).mesh())
     assert checkpoint.steps_done() == 40
     taken.clear()
     two = MeshShape(1, 1, 2).mesh()
