@@ -23,8 +23,15 @@ with install_import_hook([*CHECKED, "models.transformer", "verify.measurement"],
     import verify.measurement.jacobian
     import verify.training.loop
 
-import hypothesis  # noqa: E402 - the hook must stand before any import of the packages it checks
+import shutil  # noqa: E402 - the hook must stand before any import of the packages it checks
+
+import hypothesis  # noqa: E402
 import jax  # noqa: E402
+import pytest  # noqa: E402
+from filelock import FileLock  # noqa: E402
+
+from theory import Architecture  # noqa: E402
+from verify import report  # noqa: E402
 
 assert models and verify
 
@@ -37,3 +44,32 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """Options of the smallest report, into a folder."""
+
+    def options(folder, **changes):
+        arch = Architecture(num_layers=2, d_model=16, num_heads=2, seq_len=8)
+        sizes = {"rates": (1e-3, 1e-2), "seeds": 2, "steps": 12, "init_seeds": 2, "widths": (16, 32), "batch_size": 2}
+        return report.ReportOptions(arch=arch, trained=arch, out=folder, **(sizes | changes))
+
+    return options
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory, worker_id, tiny):
+    """Folder of the smallest report, made once by one of pytest's processes; to be read only."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "tiny-report"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "index.html").exists():
+            assert report.run(tiny(folder)) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(made, tmp_path_factory):
+    """The same for one module, to do as it likes with."""
+    return shutil.copytree(made, tmp_path_factory.mktemp("report") / "report")

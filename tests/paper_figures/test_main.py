@@ -4,19 +4,6 @@ import pytest
 
 from paper_figures.__main__ import main
 from paper_figures.spike_no_more import FIGURES
-from theory import Architecture
-from verify import report
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("report")
-    arch = Architecture(num_layers=1, d_model=8, num_heads=2, seq_len=4)
-    options = report.ReportOptions(
-        arch=arch, trained=arch, out=folder, rates=(1e-3, 1e-2), seeds=2, steps=4, init_seeds=2, widths=(8, 16)
-    )
-    report.run(options)
-    return folder
 
 
 def test_all_are_drawn(finished, tmp_path):

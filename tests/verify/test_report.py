@@ -8,25 +8,11 @@ from html.parser import HTMLParser
 import pandas as pd
 import pytest
 
-from theory import Architecture
 from verify import report
 from verify.claims import CLAIMS
 from verify.report import stages
 from verify.report.options import METHODS
 from verify.sweeps import lanes, store
-
-
-def tiny(folder, **changes):
-    arch = Architecture(num_layers=2, d_model=16, num_heads=2, seq_len=8)
-    sizes = {"rates": (1e-3, 1e-2), "seeds": 2, "steps": 12, "init_seeds": 2, "widths": (16, 32), "batch_size": 2}
-    return report.ReportOptions(arch=arch, trained=arch, out=folder, **(sizes | changes))
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("report")
-    assert report.run(tiny(folder)) == 0
-    return folder
 
 
 class Balanced(HTMLParser):
@@ -79,7 +65,7 @@ def test_data_lie_beside_it(finished):
     assert not list(finished.rglob("*.part"))
 
 
-def test_going_on_computes_only_what_is_missing(finished, monkeypatch):
+def test_going_on_computes_only_what_is_missing(finished, monkeypatch, tiny):
     """One run is deleted, as if the report had been killed before it: that run alone is trained again."""
     options = tiny(finished)
     lost = options.training_runs("scaled")[1]
@@ -96,7 +82,7 @@ def test_going_on_computes_only_what_is_missing(finished, monkeypatch):
 real = lanes.train_lanes
 
 
-def test_interrupted_between_stages_it_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+def test_interrupted_between_stages_it_says_how_to_go_on(tmp_path, monkeypatch, capsys, tiny):
     def interrupt(*_):
         raise KeyboardInterrupt
 
@@ -114,12 +100,12 @@ def test_interrupted_between_stages_it_says_how_to_go_on(tmp_path, monkeypatch, 
         ({"seeds": 1}, "seeds: must be a whole number of at least 2"),
     ],
 )
-def test_bad_options(tmp_path, changes, message):
+def test_bad_options(tmp_path, changes, message, tiny):
     with pytest.raises(ValueError, match=message):
         tiny(tmp_path, **changes)
 
 
-def test_narrow_vanilla_stands_in_for_the_wide_one(tmp_path):
+def test_narrow_vanilla_stands_in_for_the_wide_one(tmp_path, tiny):
     """The embedding of width 16 leaves the table at sqrt(2/80) and enters block 1 as width 2,304's would."""
     arch = tiny(tmp_path).stand_in("vanilla")
     multiplier = arch.evaluate(arch.embedding.multiplier)
