@@ -1,7 +1,8 @@
 """A file is written under a temporary name in its folder and renamed: a kill leaves the old one, or a whole one."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -15,3 +16,14 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def named(what: str) -> Iterator[None]:
+    """An OSError of what is written within says what that was, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{what}: {error.strerror or error}; make room and start the same command again: it goes on"
+        ) from error

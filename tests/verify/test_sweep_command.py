@@ -55,7 +55,7 @@ def test_a_plan_names_every_run_and_what_is_left(sweep, tmp_path, capsys, monkey
     runs, out = read_sweep(sweep).runs, tmp_path / "runs"
     out.mkdir()
     store.save(runs[1], ENDED, out)
-    monkeypatch.setattr(command, "threads_that_fit", lambda runs: 2)
+    monkeypatch.setattr(lanes, "threads_that_fit", lambda runs: 2)
     assert main(["sweep", "plan", str(sweep), "--out", str(out)]) == 0
     said = capsys.readouterr().out
     for run, cells in zip(runs, rows(said, runs), strict=True):

@@ -18,8 +18,8 @@ from rich.live import Live
 from rich.table import Table
 
 from verify.sweeps import store
-from verify.sweeps.cost import cost, device_bytes, lanes_that_fit, mesh_bytes, threads_that_fit
-from verify.sweeps.lanes import groups_of, train_missing
+from verify.sweeps.cost import cost, device_bytes, mesh_bytes
+from verify.sweeps.lanes import side_by_side, train_missing
 from verify.sweeps.manifest import Sweep, read_sweep
 from verify.sweeps.on_mesh import train_missing_on
 from verify.sweeps.on_ray import train_missing_on_ray
@@ -65,9 +65,9 @@ def plan(file: Path, out: Path, shard: str, lanes: int | None, mesh: MeshShape, 
     found = standings(runs, out)
     print(f"{file}: {len(runs)} runs" + (f" (share {shard})" if shard != "0/1" else ""))
     _console().print(_table(found, sweep.values))
-    threads = min(threads_that_fit(runs), len(groups_of(runs, lanes)))
-    for number, (program, group) in enumerate(groupby(runs, Run.program), 1):
-        _print_program(number, program, list(group), found, threads, lanes, mesh)
+    groups, threads = side_by_side(runs, lanes)
+    for number, (program, alike) in enumerate(groupby(groups, lambda group: group[0].program()), 1):
+        _print_program(number, program, list(alike), found, threads, mesh)
     left = [cost(run) for run, standing in found.items() if standing.state != "done"]
     tokens, flops = sum(one.tokens for one in left), sum(one.flops for one in left)
     print(f"\n{len(runs) - len(left)} of {len(runs)} done in {out}/; left: {tokens:.3g} tokens, {flops:.3g} FLOP")
@@ -241,9 +241,9 @@ def _steps(found: dict[Run, Standing]) -> int:
 
 
 def _print_program(
-    number: int, program: Run, runs: list[Run], found: dict[Run, Standing], threads: int, most: int | None,
-    mesh: MeshShape,
-) -> None:  # fmt: skip
+    number: int, program: Run, groups: list[list[Run]], found: dict[Run, Standing], threads: int, mesh: MeshShape
+) -> None:
+    runs = [run for group in groups for run in group]
     one, left = cost(program), sum(found[run].state != "done" for run in runs)
     said = (
         f"\nprogram {number}: {len(runs)} runs, {left} left; {one.parameters:,} parameters; "
@@ -252,7 +252,7 @@ def _print_program(
     if mesh.devices > 1:
         print(f"{said}one at a time takes {mesh_bytes(program, mesh) / 1e9:,.2f} GB of each of {mesh.devices} devices")
         return
-    lanes, room = lanes_that_fit(runs, threads, most), device_bytes()
+    lanes, room = len(groups[0]), device_bytes()
     print(
         f"{said}{lanes} lanes in each of {threads} threads take {threads * lanes * one.lane_bytes / 1e9:,.2f} GB"
         + (f", MORE than the {room / 1e9:,.2f} GB of this machine" if one.lane_bytes > room else "")

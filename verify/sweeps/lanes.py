@@ -16,7 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from theory.atomic_file import write_atomically
+from theory.atomic_file import named, write_atomically
 from verify.sweeps import store
 from verify.sweeps.cost import lanes_that_fit, threads_that_fit
 from verify.training.checkpoint import Checkpoint, DamagedCheckpoint
@@ -45,13 +45,9 @@ class Unit:
         """Make the checkpoint's folder and name the runs in it, for the next process and for who looks on."""
         folder = self.checkpoint.folder
         members = "".join(f"{store.digest(run)}\n" for run in self.runs)
-        try:
+        with named(f"checkpoint: cannot write {folder}"):
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / _MEMBERS, lambda path: path.write_text(members))
-        except OSError as error:
-            raise OSError(
-                f"checkpoint: cannot write {folder}: {error.strerror}; make room and start the same command again"
-            ) from error
 
 
 def train_missing(
@@ -119,8 +115,7 @@ def prepare(runs: Sequence[Run], folder: Path, lanes: int | None) -> tuple[list[
             with _held(unit.runs, folder) as ours:
                 if ours:
                     unit.checkpoint.remove()  # nothing is lost, and these lanes may have been too many
-    groups = groups_of(runs, lanes)
-    return groups, min(threads_that_fit(runs), len(groups))
+    return side_by_side(runs, lanes)
 
 
 def units_left(runs: Sequence[Run], groups: Sequence[Sequence[Run]], folder: Path) -> list[Unit]:
@@ -174,14 +169,14 @@ def _unfinished(folder: Path) -> Path:
     return folder / ".unfinished"
 
 
-def groups_of(runs: Sequence[Run], lanes: int | None) -> list[list[Run]]:
-    """Neighbours that share a program, as many as advance together; whatever of them is done."""
-    groups = []
+def side_by_side(runs: Sequence[Run], lanes: int | None) -> tuple[list[list[Run]], int]:
+    """Neighbours that share a program, as many as advance together, and how many of these groups at a time."""
+    groups, threads = [], threads_that_fit(runs)
     for _, same in groupby(runs, Run.program):
         alike = list(same)
-        width = lanes_that_fit(alike, threads_that_fit(runs), lanes)
+        width = lanes_that_fit(alike, threads, lanes)
         groups += [alike[start : start + width] for start in range(0, len(alike), width)]
-    return groups
+    return groups, min(threads, len(groups))
 
 
 def train_if_free(

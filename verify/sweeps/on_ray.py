@@ -28,9 +28,8 @@ def train_missing_on_ray(
         raise ValueError("on: ray is not installed; pip install 'spikeless[cluster]'") from error
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", "os.fork", RuntimeWarning
-            )  # JAX's; what is forked here is replaced at once
+            # JAX's warning; what is forked here is replaced at once
+            warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
             ray.init(address, include_dashboard=False, log_to_driver=False, configure_logging=False)
     except (ConnectionError, ValueError) as error:
         raise ValueError(f"address: no Ray cluster at {address!r}: {error}") from error

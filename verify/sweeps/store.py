@@ -19,7 +19,7 @@ import jax
 import sympy as sp
 import xarray as xr
 
-from theory.atomic_file import write_atomically
+from theory.atomic_file import named, write_atomically
 from verify.training.corpus import load_corpus
 from verify.training.loop import Run
 
@@ -64,12 +64,8 @@ def write_dataset(path: Path, dataset: xr.Dataset, encoding: Mapping[str, Any] |
     Raises OSError that names the file and says what to do.
     """
     content = dataset.to_netcdf(engine="h5netcdf", encoding=encoding)
-    try:
+    with named(f"cannot write {path}"):
         write_atomically(path, lambda temporary: temporary.write_bytes(content))
-    except OSError as error:
-        raise OSError(
-            f"cannot write {path}: {error.strerror or error}; make room and start the same command again: it goes on"
-        ) from error
 
 
 def load(path: Path) -> xr.Dataset:

@@ -9,7 +9,7 @@ from zipfile import BadZipFile
 import jax
 import numpy as np
 
-from theory.atomic_file import write_atomically
+from theory.atomic_file import named, write_atomically
 
 Chunk = dict[str, np.ndarray]
 """telemetry of some steps, [lanes, steps, ...] by name"""
@@ -48,16 +48,11 @@ class Checkpoint:
 
         Raises OSError that names the folder and says what to do.
         """
-        try:
+        with named(f"checkpoint: cannot write {self.folder}"):
             self.folder.mkdir(parents=True, exist_ok=True)
             if jax.process_index() == 0:
                 write_atomically(self.folder / f"{done}.npz", lambda path: _save(path, chunk))
             self._write_states(done, states)
-        except OSError as error:
-            raise OSError(
-                f"checkpoint: cannot write {self.folder}: {error.strerror or error}; make room and start the same "
-                "command again: it goes on"
-            ) from error
 
     def remove(self) -> None:
         """Nothing is kept."""
