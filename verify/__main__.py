@@ -250,23 +250,28 @@ def _train(options: Train) -> int:
 
 
 def _sweep(options: Sweep) -> int:
-    from verify.sweeps.command import here, on_ray, plan, status, train_share
+    from verify.sweeps.command import here, on_ray, plan, read_share, status, train
 
     chosen = options.command
+    sweep, runs = read_share(chosen.file, chosen.shard, getattr(chosen, "lanes", None))
+    if not runs:
+        print(f"share {chosen.shard} of {len(sweep.runs)} runs is empty")
+        return 0
     if isinstance(chosen, SweepStatus):
-        return status(chosen.file, chosen.out, chosen.shard)
+        return status(runs, chosen.out, sweep.values)
     if isinstance(chosen, SweepPlan):
         from verify.training.mesh import MeshShape
 
         shape = MeshShape(**vars(chosen.mesh))
-        return plan(chosen.file, chosen.out, chosen.shard, chosen.lanes, shape, chosen.device_flops)
+        title = f"{chosen.file}: {len(runs)} runs" + (f" (share {chosen.shard})" if chosen.shard != "0/1" else "")
+        return plan(title, runs, chosen.out, sweep.values, chosen.lanes, shape, chosen.device_flops)
     if chosen.on == "ray":
         if (chosen.mesh, chosen.hosts) != (MeshFlags(), HostFlags()):
             raise ValueError("on: ray gives each run one device; leave mesh and hosts out, or take here")
         work = on_ray(chosen.lanes, chosen.address)
     else:
         work = here(chosen.lanes, _mesh(chosen.mesh, chosen.hosts))
-    return train_share(chosen.file, chosen.out, chosen.shard, chosen.lanes, work)
+    return train(runs, chosen.out, sweep.values, work)
 
 
 def _mesh(flags: MeshFlags, hosts: HostFlags) -> "Mesh | None":

@@ -35,9 +35,6 @@ Work = Callable[[Sequence[Run], Path, Finished], object]
 """trains what is missing of these runs into the folder, and calls with each that is written"""
 
 
-_EMPTY = "share {shard} of {runs} runs is empty"
-
-
 def share(runs: Sequence[_Item], shard: str) -> Sequence[_Item]:
     """The I-th of N contiguous shares for "I/N", whose sizes differ by one at most.
 
@@ -50,21 +47,28 @@ def share(runs: Sequence[_Item], shard: str) -> Sequence[_Item]:
     return runs[ends[0] : ends[1]]
 
 
-def plan(file: Path, out: Path, shard: str, lanes: int | None, mesh: MeshShape, device_flops: float | None) -> int:
-    """Print every run of the share, and what is left to do; the exit status. Raises as `read_sweep` and `share` do.
+def read_share(file: Path, shard: str, lanes: int | None) -> tuple[Sweep, Sequence[Run]]:
+    """The sweep and that share of its runs. Raises as `read_sweep` and `share` do, and ValueError for no lanes."""
+    if lanes is not None and lanes < 1:
+        raise ValueError(f"lanes: must be at least 1, got {lanes}")
+    sweep = read_sweep(file)
+    return sweep, share(sweep.runs, shard)
+
+
+def plan(
+    title: str, runs: Sequence[Run], out: Path, values: Values, lanes: int | None, mesh: MeshShape,
+    device_flops: float | None,
+) -> int:  # fmt: skip
+    """Print every run, and what is left to do; the exit status.
 
     mesh: devices each run is to be spread over, which need not be here. device_flops: floating-point operations a
-    second that a device achieves, to say how long it takes.
+    second that a device achieves, to say how long it takes. Raises ValueError where that is not positive.
     """
     if device_flops is not None and not device_flops > 0:
         raise ValueError(f"device_flops: must be a positive number, got {device_flops}")
-    sweep, runs = _read(file, shard, lanes)
-    if not runs:
-        print(_EMPTY.format(shard=shard, runs=len(sweep.runs)))
-        return 0
     found = standings(runs, out)
-    print(f"{file}: {len(runs)} runs" + (f" (share {shard})" if shard != "0/1" else ""))
-    _console().print(_table(found, sweep.values))
+    print(title)
+    _console().print(_table(found, values))
     groups, threads = side_by_side(runs, lanes)
     for number, (program, alike) in enumerate(groupby(groups, lambda group: group[0].program()), 1):
         _print_program(number, program, list(alike), found, threads, mesh)
@@ -77,14 +81,10 @@ def plan(file: Path, out: Path, shard: str, lanes: int | None, mesh: MeshShape, 
     return 0
 
 
-def status(file: Path, out: Path, shard: str) -> int:
-    """Print how far every run of the share is; the exit status. Raises as `read_sweep` and `share` do."""
-    sweep, runs = _read(file, shard, None)
-    if not runs:
-        print(_EMPTY.format(shard=shard, runs=len(sweep.runs)))
-        return 0
+def status(runs: Sequence[Run], out: Path, values: Values) -> int:
+    """Print how far every run is; the exit status."""
     found = standings(runs, out)
-    _console().print(_table(found, sweep.values))
+    _console().print(_table(found, values))
     print(_summary(found, out))
     return 0
 
@@ -99,15 +99,6 @@ def here(lanes: int | None, mesh: Mesh | None) -> Work:
 def on_ray(lanes: int | None, address: str | None) -> Work:
     """On a Ray cluster."""
     return lambda runs, out, finished: train_missing_on_ray(runs, out, lanes, address, finished)
-
-
-def train_share(file: Path, out: Path, shard: str, lanes: int | None, work: Work) -> int:
-    """Train what of the share is missing. Returns and raises as `train` does."""
-    sweep, runs = _read(file, shard, lanes)
-    if not runs:
-        print(_EMPTY.format(shard=shard, runs=len(sweep.runs)))
-        return 0
-    return train(runs, out, sweep.values, work)
 
 
 def train(runs: Sequence[Run], out: Path, values: Values, work: Work) -> int:
@@ -181,13 +172,6 @@ def _watched(runs: Sequence[Run], out: Path, values: Values) -> Iterator[Finishe
 
     with Live(get_renderable=look, console=console, refresh_per_second=1):
         yield lambda run, path: None
-
-
-def _read(file: Path, shard: str, lanes: int | None) -> tuple[Sweep, Sequence[Run]]:
-    if lanes is not None and lanes < 1:
-        raise ValueError(f"lanes: must be at least 1, got {lanes}")
-    sweep = read_sweep(file)
-    return sweep, share(sweep.runs, shard)
 
 
 def _console() -> Console:
