@@ -7,13 +7,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from itertools import groupby
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import jax
 from jax.sharding import Mesh
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
@@ -160,15 +161,13 @@ def _watched(runs: Sequence[Run], out: Path, values: Values) -> Iterator[Finishe
         return
     start, steps = time.monotonic(), _steps(before)
 
-    def look() -> Table:
+    def look() -> Group:
         found = standings(runs, out)
         rate = (_steps(found) - steps) / (time.monotonic() - start)
         table = _table(found, values, most=max(console.height - 6, 1))
         left = sum(run.steps for run in runs) - _steps(found)
-        table.caption = _summary(found, out) + (
-            f"; {rate:.1f} steps/s, {left / rate / 60:.0f} min left" if rate else ""
-        )
-        return table
+        speed = f"; {rate:.1f} steps/s, {timedelta(seconds=round(left / rate))} left" if rate else ""
+        return Group(table, _summary(found, out) + speed)
 
     with Live(get_renderable=look, console=console, refresh_per_second=1):
         yield lambda run, path: None
