@@ -13,8 +13,8 @@ import pandas as pd
 from theory.parameter_count import num_parameters
 from theory.presets import preset
 from verify.sweeps.cost import cost, mesh_bytes
-from verify.training.loop import Run
 from verify.training.mesh import MeshShape
+from verify.training.run import Run
 
 STEPS, BATCH = 50_000, 256
 

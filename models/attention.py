@@ -3,11 +3,14 @@
 Variants by `theory.attention_scheme`, ALiBi by Press et al., arXiv 2108.12409.
 """
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
+from models.dropout import dropout
 from models.linear import linear
 from models.normalization import normalize
 from models.parameters import Attention, Norm
@@ -26,10 +29,34 @@ def rotate(x: Float[Array, "batch seq heads d_head"]) -> Float[Array, "batch seq
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class AttentionSeen:
+    """What attention saw, by head where there is an axis; without gradients.
+
+    largest_logit: over unmasked pairs, before the softmax. entropy: of a query's softmax in nats, mean over queries.
+    query_norm, key_norm: root mean square length of a head's vector, as it enters the logits.
+    """
+
+    largest_logit: Float[Array, "*layers heads"]
+    entropy: Float[Array, "*layers heads"]
+    query_norm: Float[Array, "*layers"]
+    key_norm: Float[Array, "*layers"]
+
+
 def attend(
-    weights: Attention, z: Float[Array, "batch seq d"], arch: Architecture
-) -> tuple[Float[Array, "batch seq d"], dict[str, Float[Array, "batch seq _"]], Float[Array, ""]]:
-    """Attention's output, the output of each of its linear layers by name, and the largest logit that is not masked."""
+    weights: Attention,
+    z: Float[Array, "batch seq d"],
+    arch: Architecture,
+    forced_logit: float | None = None,
+    rate: float = 0.0,
+    key: PRNGKeyArray | None = None,
+) -> tuple[Float[Array, "batch seq d"], dict[str, Float[Array, "batch seq _"]], AttentionSeen]:
+    """Attention's output, the output of each of its linear layers by name, and what it saw.
+
+    forced_logit: every head's logits are scaled, by a factor that takes no gradient, so that the largest absolute one
+    is that (Wortsman et al., arXiv 2309.14322, figure 10 [M]). rate, key: of dropout on the softmax's probabilities.
+    """
     batch, seq_len, _ = z.shape
     scheme = attention_scheme(arch.attention)
     outputs = {name: linear(getattr(weights, name), z) for name in ("query", "key", "value")}
@@ -38,28 +65,47 @@ def attend(
         split = outputs[name].reshape(batch, seq_len, -1, arch.d_head)
         return split if norm is None else normalize(norm, split, arch)
 
-    query, key = heads("query", weights.query_norm), heads("key", weights.key_norm)
+    query, keys = heads("query", weights.query_norm), heads("key", weights.key_norm)
     value = heads("value", weights.value_norm)
     if arch.positions == "rope":
-        query, key = rotate(query), rotate(key)
+        query, keys = rotate(query), rotate(keys)
+    lengths = _length(query), _length(keys)
     query = query.reshape(batch, seq_len, arch.kv_heads, arch.num_heads // arch.kv_heads, arch.d_head)
-    logits = jnp.einsum("btkgd,bskd->bkgts", query, key) * (scheme.temperature / np.sqrt(arch.d_head)).astype(z.dtype)
+    logits = jnp.einsum("btkgd,bskd->bkgts", query, keys) * (scheme.temperature / np.sqrt(arch.d_head)).astype(z.dtype)
+    logits = logits.astype(np.promote_types(z.dtype, np.float32))
     if scheme.cap is not None:
         logits = scheme.cap * jnp.tanh(logits / scheme.cap)
     if arch.positions == "alibi":
-        logits = logits + _alibi(arch, seq_len).astype(z.dtype)
+        logits = logits + _alibi(arch, seq_len).astype(logits.dtype)
     allowed = jnp.tril(jnp.ones((seq_len, seq_len), dtype=bool))[None, None, None]
     allowed = jnp.broadcast_to(allowed, logits.shape)
+    if forced_logit is not None:
+        largest = jnp.max(jnp.where(allowed, jnp.abs(logits), 0), axis=(0, 3, 4), keepdims=True)
+        logits = logits * jax.lax.stop_gradient(forced_logit / jnp.maximum(largest, 1e-30))
     masked = jnp.where(allowed, logits, -jnp.inf)
     probabilities = jax.nn.softmax(masked, axis=-1)
+    seen = AttentionSeen(jnp.max(masked, axis=(0, 3, 4)).reshape(-1), _entropy(masked, probabilities), *lengths)
     if scheme.clip is not None:
         low, high = scheme.clip
         probabilities = jnp.clip((high - low) * probabilities + low, 0, 1)
+    probabilities = dropout(key, probabilities.astype(z.dtype), rate)
     mixed = jnp.einsum("bkgts,bskd->btkgd", probabilities, value).reshape(batch, seq_len, -1)
     if weights.inner_norm is not None:
         mixed = normalize(weights.inner_norm, mixed, arch)
     outputs["output"] = linear(weights.output, mixed)
-    return outputs["output"], outputs, jnp.max(masked)
+    return outputs["output"], outputs, jax.lax.stop_gradient(seen)
+
+
+def _length(x: Float[Array, "batch seq heads d_head"]) -> Float[Array, ""]:
+    return jnp.sqrt(jnp.mean(jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1)))
+
+
+def _entropy(
+    masked: Float[Array, "batch kv_heads group seq seq"], probabilities: Float[Array, "batch kv_heads group seq seq"]
+) -> Float[Array, " heads"]:
+    """log Z less the mean logit; what is masked has no probability."""
+    mean_logit = jnp.sum(jnp.where(probabilities > 0, probabilities * masked, 0), axis=-1)
+    return jnp.mean(jax.nn.logsumexp(masked, axis=-1) - mean_logit, axis=(0, 3)).reshape(-1)
 
 
 def _alibi(arch: Architecture, seq_len: int) -> Float[Array, "1 kv_heads group seq seq"]:

@@ -4,6 +4,7 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from models.parameters import Linear
@@ -27,7 +28,8 @@ def matrix(layer: Linear) -> Float[Array, "fan_in fan_out"]:
     """
     if layer.gain is None:
         return layer.weight
-    return layer.weight * (layer.gain / _spectral_norm(layer.weight))
+    norm = _spectral_norm(layer.weight.astype(np.promote_types(layer.weight.dtype, np.float32)))
+    return layer.weight * (layer.gain / norm.astype(layer.gain.dtype))
 
 
 def _spectral_norm(weight: Float[Array, "fan_in fan_out"]) -> Float[Array, ""]:

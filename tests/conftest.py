@@ -15,9 +15,12 @@ from jaxtyping import install_import_hook
 # not models.parameters and verify.training.state: JAX and Optax build those trees with other leaves than arrays (masks,
 # axes, shapes, None)
 CHECKED = [
-    f"models.{name}" for name in ("attention", "feed_forward", "initialization", "linear", "normalization", "probes")
+    f"models.{name}"
+    for name in ("attention", "dropout", "feed_forward", "initialization", "linear", "normalization", "probes")
 ]
-CHECKED += [f"verify.training.{name}" for name in ("corpus", "loop", "mesh", "optimizer", "telemetry")]
+CHECKED += [
+    f"verify.training.{name}" for name in ("clipping", "corpus", "loop", "mesh", "schedule", "sources", "telemetry")
+]
 with install_import_hook([*CHECKED, "models.transformer", "verify.measurement"], "beartype.beartype"):
     import models
     import verify.measurement.jacobian

@@ -18,18 +18,30 @@ from verify.training.optimizer import Optimizer
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from verify.training.loop import Run
+    from verify.training.run import Run
 
 
 _OPTIMIZER_HELP = {
+    "method": "adamw, adafactor (unfactored, as PaLM's) or sgd",
     "learning_rate": "peak, where there are no --rates",
+    "schedule": "how the rate falls after warm-up and hold: cosine, linear, inverse_sqrt or constant",
     "warmup_steps": "steps of linear warm-up from 0",
-    "final_share": "share of the peak rate at the last step, by a cosine (1: constant)",
-    "beta1": "decay of the mean gradient",
+    "hold_steps": "steps at the peak after warm-up",
+    "final_share": "share of the peak rate at the last step of a cosine or linear schedule",
+    "final_rate": "the rate itself at the last step, instead of a share",
+    "schedule_steps": "steps of the schedule, where it is longer than the run (0: those of the run)",
+    "beta1": "decay of the mean gradient; momentum of sgd",
     "beta2": "decay of the mean squared gradient",
     "epsilon": "added to the root of the mean squared gradient",
-    "weight_decay": "times the rate; on matrices and tables, not on norms and biases",
-    "clip": "largest global gradient norm (0: no clipping)",
+    "weight_decay": "on matrices and tables, not on norms and biases",
+    "decay": "weight decay times the matrix's rate (coupled), the schedule (independent), or rate^2 (rate_squared)",
+    "decay_embeddings": "whether token and position table decay too",
+    "embedding_rate": "factor on the tables' rate (0: they stay as they are)",
+    "parametrization": "how rates follow the size: standard, mup_simple, mup or depth_mup",
+    "base_d_model": "width at which muP's rates are the given one",
+    "base_num_layers": "depth at which depth-muP's rates are the given one",
+    "clip": "largest gradient norm (0: no clipping)",
+    "clipping": "of the global norm, or beside it zclip, adagc or spam",
 }
 
 # Optimizer's fields without its checks: tyro would print what those raise as a box of its own.
@@ -87,19 +99,35 @@ class Train:
     """the model"""
     preset: Preset = None
     optimizer: OptimizerFlags = dataclasses.field(default_factory=OptimizerFlags)
-    """AdamW"""
+    """optimizer and schedule"""
     rates: tuple[float, ...] = ()
     """peak learning rates, one run each; none: the optimizer's learning rate alone"""
     seeds: int = 1
     """seeds of weights and data order, from 0"""
     corpus: str = "stdlib"
-    """stdlib, zipf, or text:PATH"""
+    """stdlib, zipf, text:PATH, tokens:PATH.bin or hub:NAME (docs/corpora.md)"""
     batch_size: int = 8
     """sequences a step"""
     steps: int = 300
     """optimizer steps"""
     recompute: bool = False
     """compute each block's activations once more in the backward pass instead of keeping them"""
+    windows: int = 0
+    """train on so many fixed sequences, spread over the text (0: all of it)"""
+    batch_ramp: tuple[tuple[int, int], ...] = ()
+    """pairs STEP SIZE: from that step on so many sequences a step"""
+    sequence_ramp: tuple[tuple[int, int], ...] = ()
+    """pairs STEP LENGTH: from that step on so many tokens a sequence"""
+    accumulate: int = 1
+    """parts of a batch whose gradients are computed one after the other"""
+    dropout: float = 0.0
+    """rate, on embedding, attention probabilities and sub-layers' outputs"""
+    z_loss: float = 0.0
+    """coefficient of the mean of log^2 Z (PaLM's is 1e-4)"""
+    forced_logit: float | None = None
+    """scale every head's attention logits so that the largest is this"""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """of weights and activations in a step; weights are kept in float32"""
     lanes: int | None = None
     """most runs that advance together in one compiled program (None: as many as pay and fit into memory)"""
     mesh: MeshFlags = dataclasses.field(default_factory=MeshFlags)
@@ -180,7 +208,7 @@ class Report:
     )
     """the model that is trained, small so that 48 runs fit into minutes"""
     corpus: str = "stdlib"
-    """stdlib, zipf, or text:PATH"""
+    """stdlib, zipf, text:PATH, tokens:PATH.bin or hub:NAME (docs/corpora.md)"""
     rates: tuple[float, ...] = (3e-3, 6e-3, 1.2e-2, 2.4e-2)
     """peak learning rates"""
     seeds: int = 3
@@ -284,20 +312,25 @@ def _mesh(flags: MeshFlags, hosts: HostFlags) -> "Mesh | None":
 
 
 def _runs(options: Train) -> "list[Run]":
-    from verify.training.loop import Run
+    from verify.training.run import Run
 
     rates = options.rates or (options.optimizer.learning_rate,)
     if len(set(rates)) < len(rates):
         raise ValueError(f"rates: must be different from one another, got {rates}")
     if options.seeds < 1:
         raise ValueError(f"seeds: must be at least 1, got {options.seeds}")
-    arch, optimizer = architecture(options.arch), Optimizer(**dataclasses.asdict(options.optimizer))
+    optimizer = Optimizer(**dataclasses.asdict(options.optimizer))
+    fields = {field.name: getattr(options, field.name) for field in dataclasses.fields(Run) if field.name in _SHARED}
+    run = Run(architecture(options.arch), optimizer, **fields)
     return [
-        Run(arch, dataclasses.replace(optimizer, learning_rate=rate), options.corpus, options.batch_size,
-            options.steps, seed, options.recompute)
+        dataclasses.replace(run, optimizer=dataclasses.replace(optimizer, learning_rate=rate), seed=seed)
         for seed in range(options.seeds)
         for rate in rates
-    ]  # fmt: skip
+    ]
+
+
+_SHARED = frozenset(field.name for field in dataclasses.fields(Train)) - {"arch", "optimizer"}
+"""fields of Train, as far as Run has them too"""
 
 
 def _report(options: Report) -> int:

@@ -269,7 +269,7 @@ def test_observations_are_what_they_say():
     np.testing.assert_allclose(seen.output_norm["head"], [np.sqrt(np.mean(logits**2))], rtol=1e-5)
     expected = np.mean(np.log(np.sum(np.exp(np.asarray(logits, np.float64)), -1)))
     np.testing.assert_allclose(seen.log_z, expected, rtol=1e-5)
-    assert seen.largest_attention_logit.shape == (2,)
+    assert seen.attention.largest_logit.shape == (2, ARCH.num_heads)
 
 
 def test_recomputed_blocks_give_the_same_gradients():
@@ -278,7 +278,10 @@ def test_recomputed_blocks_give_the_same_gradients():
     readings = jnp.zeros(ARCH.num_sublayers + 1, jnp.float32)
     kept, again = (
         jax.value_and_grad(
-            lambda params, readings, again=again: models.loss(params, tokens, ARCH, readings, again)[0], argnums=(0, 1)
+            lambda params, readings, again=again: models.loss(
+                params, tokens, ARCH, readings, models.Switches(recompute=again)
+            )[0],
+            argnums=(0, 1),
         )(params, readings)
         for again in (False, True)
     )

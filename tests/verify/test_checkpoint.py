@@ -21,8 +21,9 @@ from verify.sweeps import store
 from verify.sweeps.lanes import train_missing
 from verify.sweeps.standing import standings
 from verify.training.checkpoint import Checkpoint, DamagedCheckpoint
-from verify.training.loop import Run, train_lanes
+from verify.training.loop import train_lanes
 from verify.training.optimizer import Optimizer
+from verify.training.run import Run
 
 STATES = {"weight": jnp.arange(3.0), "step": jnp.asarray([7, 7])}
 CHUNK = {"loss": np.ones((2, 4), np.float32)}
@@ -148,7 +149,7 @@ def test_killed_in_the_middle_a_sweep_ends_with_the_same_bytes(tmp_path):
     runs = [dataclasses.replace(run, steps=1000) for run in RUNS]
     program = (
         "from pathlib import Path; from theory import Architecture; from verify.sweeps.lanes import train_missing\n"
-        f"from verify.training.loop import Optimizer, Run\ntrain_missing({runs!r}, Path({str(tmp_path)!r}), 2)"
+        f"from verify.training.run import Optimizer, Run\ntrain_missing({runs!r}, Path({str(tmp_path)!r}), 2)"
     )
     killed = subprocess.Popen([sys.executable, "-c", program])
     states = tmp_path / ".unfinished"

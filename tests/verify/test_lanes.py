@@ -14,8 +14,8 @@ from theory import Architecture
 from verify.sweeps import lanes, store
 from verify.sweeps.lanes import Unit
 from verify.training.checkpoint import DamagedCheckpoint
-from verify.training.loop import Run
 from verify.training.optimizer import Optimizer
+from verify.training.run import Run
 
 ARCH = Architecture(num_layers=1, d_model=4, num_heads=1, vocab_size=8)
 RUNS = [

@@ -8,8 +8,8 @@ import pytest
 from theory import Architecture
 from theory.presets import preset
 from verify.sweeps.manifest import read_sweep
-from verify.training.loop import Run
 from verify.training.optimizer import Optimizer
+from verify.training.run import Run
 
 WHOLE = """
 seeds = 2
@@ -35,7 +35,14 @@ def read(folder, text):
 def test_every_combination_with_those_of_one_program_side_by_side(tmp_path):
     sweep = read(tmp_path, WHOLE)
     assert sweep.runs == tuple(
-        Run(Architecture(d_model=16, num_heads=2, embedding=embedding), Optimizer(rate, clip=0.0), "zipf", 8, 7, seed)
+        Run(
+            Architecture(d_model=16, num_heads=2, embedding=embedding),
+            Optimizer(learning_rate=rate, clip=0.0),
+            "zipf",
+            8,
+            7,
+            seed,
+        )
         for embedding in ("scaled", 5)
         for rate in (0.1, 1.0)
         for seed in (0, 1)
@@ -56,7 +63,7 @@ def test_a_preset_is_what_the_fields_change(tmp_path):
         ("x =", "is no TOML"),
         ("steps = 3", "steps: unknown field; choose one of preset, seeds, run, grid"),
         ("[run]\nstep = 3", "run.step: unknown field; choose one of arch, optimizer, corpus, batch_size, steps, seed"),
-        ("[run.optimizer]\nrate = 3", "run.optimizer.rate: unknown field; choose one of learning_rate"),
+        ("[run.optimizer]\nrate = 3", "run.optimizer.rate: unknown field; choose one of method, learning_rate"),
         ("[grid]\narch.width = [1]", "grid.arch.width: unknown field; choose one of num_layers"),
         ("[run]\narch = 3", "run.arch: must be a table of fields, got 3"),
         ("run = 3", "run: must be a table of fields, got 3"),

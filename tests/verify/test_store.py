@@ -13,8 +13,8 @@ import xarray as xr
 from theory import Architecture, Embedding
 from theory.notation import d
 from verify.sweeps import store
-from verify.training.loop import Run
 from verify.training.optimizer import Optimizer
+from verify.training.run import Run
 from verify.training.telemetry import VARIABLES
 
 RUN = Run(Architecture(num_layers=1, d_model=4, num_heads=1), corpus="zipf")
@@ -54,7 +54,7 @@ def test_every_field_decides_the_name(tmp_path):
 def test_a_long_deep_run_stays_small(tmp_path):
     """300 steps of 24 layers, noise that no compression can shrink: below 1 MB."""
     arch = Architecture(num_layers=24, d_model=4, num_heads=1)
-    lengths = {"place": arch.num_sublayers + 1, "layer": 24, "matrix": 6, "table": 2}
+    lengths = {"place": arch.num_sublayers + 1, "layer": 24, "head": 1, "matrix": 6, "table": 2}
     rng = np.random.default_rng(0)
     noise = xr.Dataset({
         name: (("step", *dimensions), rng.standard_normal((300, *(lengths[d] for d in dimensions)), np.float32))

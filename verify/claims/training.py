@@ -5,7 +5,8 @@ import pandas as pd
 
 from verify.claims.claim import Outcome, Verdict
 from verify.claims.initialization import FIXES, UNSTABLE
-from verify.statistics.intervals import permutation_p
+from verify.statistics.corrections import holm
+from verify.statistics.intervals import difference_of_means, permutation_p
 
 LEVEL = 0.05 + 1e-9  # 3 seeds against 3 reach 1 / 20 at best
 
@@ -30,11 +31,11 @@ def judge_spikes(runs: pd.DataFrame, scale: str) -> Verdict:
         outcome = "supported"
     elif np.any(better_p <= LEVEL) and not np.any(worse_p <= LEVEL):
         outcome = "refuted"
-    low, high = _difference_interval(unstable, fixed)
+    difference = difference_of_means(unstable, fixed)
     return Verdict(
         "SNM-6", outcome,
         f"loss spikes a run, Vanilla and Detach less the fixes, at rate {rates[at]:g} (p = {worse_p[at]:.2g}, Holm)",
-        float(unstable.mean() - fixed.mean()), low, high, f"{len(unstable)} against {len(fixed)} runs a rate", scale,
+        difference.value, difference.low, difference.high, f"{len(unstable)} against {len(fixed)} runs a rate", scale,
     )  # fmt: skip
 
 
@@ -54,27 +55,10 @@ def judge_rates(runs: pd.DataFrame, scale: str) -> Verdict:
         outcome = "supported"
     elif higher <= LEVEL:
         outcome = "refuted"
-    low, high = _difference_interval(vanilla, scaled)
+    difference = difference_of_means(vanilla, scaled)
     return Verdict(
         "SNM-7", outcome,
         f"held-out loss in nats, Vanilla at its best rate {rate:g} less Scaled Embed at its best rate {fixed_rate:g} "
         f"(p = {lower:.2g})",
-        float(vanilla.mean() - scaled.mean()), low, high, f"{len(vanilla)} seeds each", scale,
+        difference.value, difference.low, difference.high, f"{len(vanilla)} seeds each", scale,
     )  # fmt: skip
-
-
-def holm(p_values: np.ndarray) -> np.ndarray:
-    """Holm's step-down correction of several p-values (Holm 1979)."""
-    order = np.argsort(p_values)
-    scaled = p_values[order] * np.arange(len(p_values), 0, -1)
-    corrected = np.empty_like(scaled)
-    corrected[order] = np.minimum(np.maximum.accumulate(scaled), 1)
-    return corrected
-
-
-def _difference_interval(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the difference of means of two independent samples."""
-    rng = np.random.default_rng(0)
-    draws = [rng.choice(sample, (10_000, len(sample))).mean(axis=1) for sample in (first, second)]
-    low, high = np.quantile(draws[0] - draws[1], [0.025, 0.975])
-    return float(low), float(high)

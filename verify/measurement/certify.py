@@ -92,4 +92,5 @@ def _observe(
     start = jax.random.normal(jax.random.key(0), (*tokens.shape[1:], arch.d_model), params.embedding.dtype)
     streams, sizes = addition_norms(params, tokens, start, arch, iterations)
     logits, observations = models.apply(params, tokens, arch)
-    return streams, sizes[..., -1], observations.largest_attention_logit, jnp.max(jnp.abs(logits))
+    largest = jnp.max(observations.attention.largest_logit, axis=-1)
+    return streams, sizes[..., -1], largest, jnp.max(jnp.abs(logits))

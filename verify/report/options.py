@@ -6,8 +6,8 @@ from pathlib import Path
 
 from theory import Architecture
 from theory.embedding import Embedding
-from verify.training.loop import Run
 from verify.training.optimizer import Optimizer
+from verify.training.run import Run
 
 METHODS = ("vanilla", "detach", "layer_norm", "scaled")
 TITLES = {

@@ -1,10 +1,27 @@
-"""Intervals and tests over seeds, from SciPy."""
+"""Intervals, effect sizes and tests over seeds, from SciPy; every generator is fixed.
+
+One-sided tests ask whether `first` is larger. A diverged run has no loss to average: count divergences (`fisher_p`,
+`difference_of_proportions`), or rank the runs with its loss as inf (`common_language_effect`). Correct the p-values of
+several claims with `verify.statistics.corrections`.
+"""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from scipy import stats
+
+_RESAMPLES = 20_000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A quantity and its interval, in one unit; low and high are nan where the data give none."""
+
+    value: float
+    low: float
+    high: float
 
 
 def bootstrap_interval(
@@ -27,22 +44,159 @@ def bootstrap_interval(
 def proportion_interval(
     successes: int, trials: int, level: float = 0.95, method: Literal["exact", "wilson"] = "exact"
 ) -> tuple[float, float]:
-    """Interval of a proportion: Clopper-Pearson's ("exact", covers at least `level`) or Wilson's (about `level`)."""
+    """Interval of a proportion: Clopper-Pearson's ("exact", covers at least `level`) or Wilson's (about `level`).
+
+    (0, 1) without a trial.
+    """
+    if trials == 0:
+        return 0.0, 1.0
     interval = stats.binomtest(successes, trials).proportion_ci(level, method)
     return float(interval.low), float(interval.high)
+
+
+def difference_of_means(
+    first: np.ndarray,
+    second: np.ndarray,
+    level: float = 0.95,
+    method: Literal["percentile", "welch"] = "percentile",
+) -> Estimate:
+    """Mean of `first` less mean of `second`, two independent samples of seeds, in their unit.
+
+    method: percentile bootstrap, or Welch's t. Few seeds make the bootstrap too narrow: of normal values its 95 % cover
+    79 % at 3 against 3, 89 % at 5, 93 % at 10; Welch's cover 96 % there, but
+    rely on the normal law. No interval
+    where a sample has fewer than 2 values; two constant samples have one of no width. Raises ValueError where a value
+    is not finite or a sample is empty.
+    """
+    first, second = _finite(first), _finite(second)
+    value = float(_mean_difference(first, second))
+    if min(len(first), len(second)) < 2:
+        return Estimate(value, np.nan, np.nan)
+    if np.ptp(first) == np.ptp(second) == 0:
+        return Estimate(value, value, value)
+    if method == "welch":
+        low, high = _welch(first, second, level)
+        return Estimate(value, value + low, value + high)
+    return _percentile_bootstrap(_mean_difference, first, second, level)
+
+
+def _welch(first: np.ndarray, second: np.ndarray, level: float) -> tuple[float, float]:
+    """Around 0; `stats.ttest_ind` has the same, but warns where one sample is constant, as spike counts often are."""
+    squares = np.array([first.var(ddof=1) / len(first), second.var(ddof=1) / len(second)])
+    freedom = squares.sum() ** 2 / np.sum(squares**2 / [len(first) - 1, len(second) - 1])
+    low, high = stats.t.interval(level, freedom, scale=np.sqrt(squares.sum()))
+    return float(low), float(high)
+
+
+def difference_of_proportions(
+    first_successes: int, first_trials: int, second_successes: int, second_trials: int, level: float = 0.95
+) -> Estimate:
+    """First proportion less the second, by Newcombe's score interval (1998, his method 10), from Wilson's of each.
+
+    Raises ValueError where a group has no trial.
+    """
+    if min(first_trials, second_trials) < 1:
+        raise ValueError(f"trials: each group needs one, got {first_trials} and {second_trials}")
+    first, second = first_successes / first_trials, second_successes / second_trials
+    first_low, first_high = proportion_interval(first_successes, first_trials, level, "wilson")
+    second_low, second_high = proportion_interval(second_successes, second_trials, level, "wilson")
+    down = np.hypot(first - first_low, second_high - second)
+    up = np.hypot(first_high - first, second - second_low)
+    return Estimate(first - second, float(first - second - down), float(first - second + up))
+
+
+def common_language_effect(first: np.ndarray, second: np.ndarray, level: float = 0.95) -> Estimate:
+    """Chance that a value of `first` exceeds one of `second`, ties half: Mann-Whitney's U / (n m), the AUC.
+
+    Percentile bootstrap over seeds; no interval where a sample has fewer than 2 values. A diverged run's loss is inf.
+    Samples without overlap give 0 or 1 and an interval of no width: read `permutation_p` there. Raises ValueError for
+    nan and for an empty sample.
+    """
+    first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if np.any(np.isnan(np.r_[first, second])) or not min(len(first), len(second)):
+        raise ValueError("values: none may be nan, and each sample needs one")
+    if min(len(first), len(second)) < 2:
+        return Estimate(float(_exceedance(first, second)), np.nan, np.nan)
+    return _percentile_bootstrap(_exceedance, first, second, level)
+
+
+def _percentile_bootstrap(
+    statistic: Callable[..., Any], first: np.ndarray, second: np.ndarray, level: float
+) -> Estimate:
+    result = stats.bootstrap(
+        (first, second),
+        statistic,
+        confidence_level=level,
+        method="percentile",
+        batch=1000,
+        vectorized=True,
+        rng=np.random.default_rng(0),
+    )
+    low, high = result.confidence_interval
+    return Estimate(float(statistic(first, second)), float(low), float(high))
+
+
+def _mean_difference(first: np.ndarray, second: np.ndarray, axis: int = -1) -> np.ndarray:
+    return np.asarray(np.mean(first, axis=axis) - np.mean(second, axis=axis))
+
+
+def _exceedance(first: np.ndarray, second: np.ndarray, axis: int = -1) -> np.ndarray:
+    first, second = np.moveaxis(first, axis, -1)[..., :, None], np.moveaxis(second, axis, -1)[..., None, :]
+    return np.asarray(np.mean((first > second) + 0.5 * (first == second), axis=(-2, -1)))
 
 
 def permutation_p(first: np.ndarray, second: np.ndarray) -> float:
     """One-sided p-value that `first` is larger than `second`, by permutation of the difference of means.
 
     Exact where there are at most 20,000 ways to split the values, otherwise 20,000 of them from a fixed generator.
+    Raises ValueError where a value is not finite or a sample has fewer than 2.
     """
+    first, second = _finite(first), _finite(second)
     result = stats.permutation_test(
-        (np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)),
-        lambda a, b, axis: np.mean(a, axis=axis) - np.mean(b, axis=axis),
+        (first, second),
+        _mean_difference,
         alternative="greater",
-        n_resamples=20_000,
+        n_resamples=_RESAMPLES,
         vectorized=True,
         rng=np.random.default_rng(0),
     )
     return float(result.pvalue)
+
+
+def paired_permutation_p(first: np.ndarray, second: np.ndarray) -> float:
+    """One-sided p-value that `first` is larger than `second` where both ran the same seeds, in the same order.
+
+    By flipping the signs of the differences: exact up to 14 seeds (2^n <= 20,000), otherwise 20,000 flips from a fixed
+    generator. n seeds reach 2^-n at best. Raises ValueError where the lengths differ, a value is not finite or
+    there are fewer than 2.
+    """
+    first, second = _finite(first), _finite(second)
+    if len(first) != len(second):
+        raise ValueError(f"first, second: one value a seed, got {len(first)} and {len(second)}")
+    result = stats.permutation_test(
+        (first - second,),
+        np.mean,
+        permutation_type="samples",
+        alternative="greater",
+        n_resamples=_RESAMPLES,
+        vectorized=True,
+        rng=np.random.default_rng(0),
+    )
+    return float(result.pvalue)
+
+
+def fisher_p(first_successes: int, first_trials: int, second_successes: int, second_trials: int) -> float:
+    """One-sided p-value that the first proportion (of diverged runs, say) is the larger one: Fisher's exact test.
+
+    1 where a group has no trial. Raises ValueError where a count is negative or exceeds its trials.
+    """
+    first = [first_successes, first_trials - first_successes]
+    second = [second_successes, second_trials - second_successes]
+    return float(stats.fisher_exact(np.array([first, second]), alternative="greater").pvalue)
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    values = np.asarray(values, dtype=np.float64)
+    if not values.size or not np.all(np.isfinite(values)):
+        raise ValueError("values: at least one, and all finite; count diverged runs apart, or rank them")
+    return values

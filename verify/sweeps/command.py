@@ -25,8 +25,8 @@ from verify.sweeps.manifest import Sweep, read_sweep
 from verify.sweeps.on_mesh import train_missing_on
 from verify.sweeps.on_ray import train_missing_on_ray
 from verify.sweeps.standing import Standing, standings
-from verify.training.loop import Run, require_data
 from verify.training.mesh import MeshShape
+from verify.training.run import Run, require_data
 
 _Item = TypeVar("_Item")
 Values = Callable[[Run], dict[str, object]]

@@ -15,8 +15,8 @@ import numpy as np
 import models
 from theory.architecture import Architecture
 from theory.parameter_count import num_parameters
-from verify.training.loop import Run
 from verify.training.mesh import MeshShape
+from verify.training.run import Run
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,14 @@ def cost(run: Run) -> Cost:
     Of the blocks a third more where their activations are computed again. Source: PaLM, arXiv 2204.02311, appendix B;
     here only entries that multiply count, so no embedding but a tied head.
     """
-    arch = run.arch
-    tokens = run.steps * run.batch_size * arch.seq_len
-    blocks = 6 * num_parameters(arch, embeddings=False) + 12 * arch.num_layers * arch.d_model * arch.seq_len
-    again = 4 / 3 if run.recompute else 1
-    head = 6 * arch.d_model * arch.vocab_size
-    lane_bytes = int(_SLACK * sum(_sizes(arch, run.batch_size, run.recompute)))
-    return Cost(num_parameters(arch), tokens, (again * blocks + head) * tokens, lane_bytes)
+    arch, tokens, flops = run.arch, 0, 0.0
+    matrices, head = num_parameters(arch, embeddings=False), arch.d_model * arch.vocab_size
+    for chunk in run.chunks():
+        seen = (chunk.stop - chunk.start) * chunk.batch_size * chunk.seq_len
+        blocks = 6 * matrices + 12 * arch.num_layers * arch.d_model * chunk.seq_len
+        tokens += seen
+        flops += ((4 / 3 if run.recompute else 1) * blocks + 6 * head) * seen
+    return Cost(num_parameters(arch), tokens, flops, int(_SLACK * sum(_most(run))))
 
 
 _SLACK = 1.25
@@ -50,32 +51,37 @@ _SLACK = 1.25
 
 def mesh_bytes(run: Run, mesh: MeshShape) -> int:
     """Memory of one device of a mesh, an estimate from above: the tensor axis cuts weights, but no activations."""
-    weights, activations = _sizes(run.arch, run.batch_size, run.recompute)
+    weights, activations = _most(run)
     return int(_SLACK * (weights / (mesh.fsdp * mesh.tensor) + activations / (mesh.data * mesh.fsdp)))
 
 
+def _most(run: Run) -> tuple[int, int]:
+    """Bytes of weights, and of activations at the run's largest size."""
+    sizes = {(chunk.batch_size // run.accumulate, chunk.seq_len) for chunk in run.chunks()}
+    weights, activations = zip(*(_sizes(run.arch, *size, run.switches) for size in sizes), strict=True)
+    return max(weights), max(activations)
+
+
 @lru_cache(maxsize=64)
-def _sizes(arch: Architecture, batch_size: int, recompute: bool) -> tuple[int, int]:
+def _sizes(arch: Architecture, batch_size: int, seq_len: int, switches: models.Switches) -> tuple[int, int]:
     """Bytes, from shapes alone, without compiling: six copies of the weights; what backward keeps, and logits twice."""
-    tokens = jax.ShapeDtypeStruct((batch_size, arch.seq_len + 1), jnp.int32)
+    tokens = jax.ShapeDtypeStruct((batch_size, seq_len + 1), jnp.int32)
     readings = jax.ShapeDtypeStruct((arch.num_sublayers + 1,), jnp.float32)
     params = jax.eval_shape(lambda: models.init(jax.random.key(0), arch))
 
+    def loss(params: models.Transformer, tokens: jax.Array, readings: jax.Array) -> jax.Array:
+        return models.loss(params, tokens, arch, readings, switches, jax.random.key(0))[0]
+
     def backward(params: models.Transformer, tokens: jax.Array, readings: jax.Array) -> object:
-        return jax.vjp(partial(_loss, tokens=tokens, arch=arch, readings=readings, recompute=recompute), params)[1]
+        return jax.vjp(partial(loss, tokens=tokens, readings=readings), params)[1]
 
     kept = _bytes(jax.eval_shape(backward, params, tokens, readings))
-    if recompute and arch.num_layers > 1:  # and all of one block at a time
+    if switches.recompute and arch.num_layers > 1:  # and all of one block at a time
         one = dataclasses.replace(arch, num_layers=1)
-        kept += _sizes(one, batch_size, False)[1] - _sizes(one, batch_size, True)[1]
-    logits = batch_size * arch.seq_len * arch.vocab_size * np.dtype(np.float32).itemsize
+        plain = dataclasses.replace(switches, recompute=False)
+        kept += _sizes(one, batch_size, seq_len, plain)[1] - _sizes(one, batch_size, seq_len, switches)[1]
+    logits = batch_size * seq_len * arch.vocab_size * np.dtype(np.float32).itemsize
     return 6 * _bytes(params), kept + 2 * logits
-
-
-def _loss(
-    params: models.Transformer, tokens: jax.Array, arch: Architecture, readings: jax.Array, recompute: bool
-) -> jax.Array:
-    return models.loss(params, tokens, arch, readings, recompute)[0]
 
 
 def _bytes(tree: object) -> int:

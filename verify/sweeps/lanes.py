@@ -20,7 +20,8 @@ from theory.atomic_file import named, write_atomically
 from verify.sweeps import store
 from verify.sweeps.cost import lanes_that_fit, threads_that_fit
 from verify.training.checkpoint import Checkpoint, DamagedCheckpoint
-from verify.training.loop import Run, train_lanes
+from verify.training.loop import train_lanes
+from verify.training.run import Run
 
 POLL_SECONDS = 1.0
 

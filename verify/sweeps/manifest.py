@@ -16,8 +16,8 @@ from beartype.door import is_bearable
 
 from theory.architecture import Architecture
 from theory.presets import preset
-from verify.training.loop import Run
 from verify.training.optimizer import Optimizer
+from verify.training.run import Run
 
 _NESTED = {"arch": Architecture, "optimizer": Optimizer}
 
@@ -101,6 +101,8 @@ def _run(base: Architecture, values: dict[str, Any]) -> Run:
     for name, value in values.items():
         part, _, field = name.rpartition(".")
         kind = typing.get_type_hints(_NESTED.get(part, Run))[field]
+        if isinstance(value, list):
+            value = tuple(tuple(item) if isinstance(item, list) else item for item in value)
         if type(value) is int and not is_bearable(value, kind) and is_bearable(float(value), kind):
             value = float(value)
         if not is_bearable(value, kind) or (isinstance(value, bool) and kind is not bool):

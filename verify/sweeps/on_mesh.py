@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 from verify.sweeps import store
 from verify.sweeps.lanes import Unit, lock, set_aside_if_damaged
 from verify.training.checkpoint import DamagedCheckpoint
-from verify.training.loop import Run, train_lanes
+from verify.training.loop import train_lanes
+from verify.training.run import Run
 from verify.training.sharded_checkpoint import ShardedCheckpoint
 
 

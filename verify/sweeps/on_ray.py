@@ -7,7 +7,7 @@ from pathlib import Path
 
 from verify.sweeps import store
 from verify.sweeps.lanes import POLL_SECONDS, Unit, prepare, train_if_free, units_left
-from verify.training.loop import Run
+from verify.training.run import Run
 
 
 def train_missing_on_ray(

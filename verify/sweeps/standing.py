@@ -10,7 +10,7 @@ from filelock import Timeout
 
 from verify.sweeps import store
 from verify.sweeps.lanes import lock, unfinished_units
-from verify.training.loop import Run
+from verify.training.run import Run
 
 State = Literal["to do", "running", "interrupted", "done", "damaged"]
 

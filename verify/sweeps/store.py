@@ -21,7 +21,7 @@ import xarray as xr
 
 from theory.atomic_file import named, write_atomically
 from verify.training.corpus import load_corpus
-from verify.training.loop import Run
+from verify.training.run import Run
 
 
 def configuration(run: Run) -> dict[str, object]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from theory.atomic_file import named, write_atomically
 
-Chunk = dict[str, np.ndarray]
+Recorded = dict[str, np.ndarray]
 """telemetry of some steps, [lanes, steps, ...] by name"""
 _STATES, _DONE = "states.npz", "steps done"
 _UNREADABLE = (OSError, ValueError, KeyError, EOFError, BadZipFile, RuntimeError, zlib.error)  # NumPy and zipfile
@@ -27,7 +27,7 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def read(self, like: Any) -> tuple[int, Any, list[Chunk]]:
+    def read(self, like: Any) -> tuple[int, Any, list[Recorded]]:
         """Steps done, the states in a tree as `like`, and the chunks so far; 0, `like`, [] where there is none.
 
         Raises DamagedCheckpoint, which names the folder.
@@ -43,7 +43,7 @@ class Checkpoint:
             raise DamagedCheckpoint(f"checkpoint: {self.folder} lacks the telemetry of some of its {done} steps")
         return done, states, chunks
 
-    def write(self, done: int, states: Any, chunk: Chunk) -> None:
+    def write(self, done: int, states: Any, chunk: Recorded) -> None:
         """Keep the states after `done` steps, and the telemetry of the last ones.
 
         Raises OSError that names the folder and says what to do.

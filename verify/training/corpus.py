@@ -1,11 +1,11 @@
-"""Text to train on, and batches of it as a pure function of (seed, step).
+"""Tokens to train on, and batches of them as a pure function of (seed, step).
 
 `stdlib` is the Python standard library's own sources, real text that is on every machine that runs this; `text:PATH` a
-file, or every text file of a folder; both are read as bytes. `zipf` is synthetic and needs no file.
+file, or every text file of a folder; `hub:NAME` or `hub:NAME:COLUMN` a Hugging Face data set, or a folder in one of its
+formats; all are read as bytes. `tokens:PATH.bin` is a file of tokens as nanoGPT writes it. `zipf` is synthetic.
 """
 
 import hashlib
-import sysconfig
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,105 +13,115 @@ from typing import Literal
 
 import numpy as np
 
+from verify.training import sources
+
 BYTES = 256
 HELD_OUT = 0.1
-CHOICES = "stdlib, zipf, or text:PATH with the path of a file or folder"
-_MOST_BYTES = 8_000_000
-_ZIPF_TOKENS = 1_000_000
+CHOICES = "stdlib, zipf, or text:PATH, tokens:PATH.bin, hub:NAME with your path or name"
 
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """One long sequence of tokens. The last tenth is held out: no training batch touches it.
+    """Tokens to train on, and others that are held out: no training batch touches them.
 
-    tokens: int[length]. digest: SHA-256 of the tokens, 16 hexadecimal digits.
+    train, held_out: int[length], one sequence each. digest: SHA-256 of all tokens, 16 hexadecimal digits.
     """
 
     name: str
-    tokens: np.ndarray
+    train: np.ndarray
+    held_out: np.ndarray
     digest: str
 
     def batch(
-        self, seq_len: int, batch_size: int, *, seed: int, step: int, split: Literal["train", "held_out"] = "train"
+        self,
+        seq_len: int,
+        batch_size: int,
+        *,
+        seed: int,
+        step: int,
+        split: Literal["train", "held_out"] = "train",
+        windows: int | None = None,
     ) -> np.ndarray:
-        """int32[batch_size, seq_len + 1]: windows at uniform random places, the same for the same seed and step.
+        """int32[batch_size, seq_len + 1], the same for the same seed and step.
 
-        Raises ValueError where the split holds no whole sequence.
+        Windows lie at uniform random places. windows: only that many places, evenly spaced over the training tokens,
+        are ever drawn, each at most once a batch; a batch of all of them has them in order, whatever seed and step.
+        The held-out split ignores it. Raises ValueError where the split holds no whole sequence, or the training
+        tokens not that many without overlap, and where a batch is larger than `windows`.
         """
-        border = int(len(self.tokens) * (1 - HELD_OUT))
-        part = self.tokens[:border] if split == "train" else self.tokens[border:]
+        part = self.train if split == "train" else self.held_out
         if len(part) < seq_len + 1:
             raise ValueError(
                 f"corpus: {self.name!r} has {len(part)} tokens in its part {split!r}, too few for one sequence of "
                 f"seq_len + 1 = {seq_len + 1}; give more text or a shorter seq_len"
             )
         rng = np.random.default_rng((seed, step, split == "train"))
-        starts = rng.integers(len(part) - seq_len, size=batch_size)
+        if windows is None or split == "held_out":
+            starts = rng.integers(len(part) - seq_len, size=batch_size)
+        else:
+            self._require_windows(windows, seq_len, batch_size)
+            drawn = np.arange(windows) if batch_size == windows else rng.choice(windows, batch_size, replace=False)
+            starts = drawn * len(part) // windows
         return part[starts[:, None] + np.arange(seq_len + 1)].astype(np.int32)
+
+    def _require_windows(self, windows: int, seq_len: int, batch_size: int) -> None:
+        if windows < 1:
+            raise ValueError(f"windows: must be a whole number of at least 1, got {windows!r}")
+        if batch_size > windows:
+            raise ValueError(f"batch_size: must be at most windows = {windows}, got {batch_size}")
+        room = len(self.train) // (seq_len + 1)
+        if windows > room:
+            raise ValueError(
+                f"windows: {self.name!r} has {len(self.train)} tokens to train on, room for {room} windows of "
+                f"seq_len + 1 = {seq_len + 1} without overlap, got {windows}; ask for fewer, or give more text"
+            )
 
 
 def load_corpus(name: str, vocab_size: int) -> Corpus:
-    """The corpus of that name. Raises ValueError for an unknown name, a missing file, or a vocabulary below 256."""
+    """The corpus of that name.
+
+    Raises ValueError for an unknown name, for what cannot be read, for a vocabulary below 256 where bytes are read, and
+    for a file with a token that the vocabulary does not have.
+    """
+    kind, _, place = name.partition(":")
     if name == "zipf":
         return _zipf(vocab_size)
-    path = Path(name.removeprefix("text:")).expanduser()
-    if name.startswith("text:"):
-        if not path.exists():
-            raise ValueError(f"corpus: no file or folder {str(path)!r}; choose one of {CHOICES}")
-    elif name != "stdlib":
+    if kind == "tokens" and place:
+        return _token_files(name, Path(place).expanduser(), vocab_size)
+    if name != "stdlib" and not (kind in ("text", "hub") and place):
         raise ValueError(f"corpus: unknown value {name!r}; choose one of {CHOICES}")
     if vocab_size < BYTES:
         raise ValueError(f"vocab_size: {name!r} is read as bytes and needs {BYTES} words, got {vocab_size}")
-    return _stdlib() if name == "stdlib" else _text(name, path)
-
-
-def _bytes(name: str, text: bytes) -> Corpus:
-    return _corpus(name, np.frombuffer(text, dtype=np.uint8))
-
-
-def _corpus(name: str, tokens: np.ndarray) -> Corpus:
-    tokens.setflags(write=False)
-    return Corpus(name, tokens, hashlib.sha256(tokens.tobytes()).hexdigest()[:16])
-
-
-@lru_cache(maxsize=1)
-def _stdlib() -> Corpus:
-    """Modules of the standard library in order of name, without tests and installed packages, up to 8 MB."""
-    root = Path(sysconfig.get_path("stdlib"))
-    left_out = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
-    sources, size = [], 0
-    for path in sorted(root.rglob("*.py")):
-        if left_out.isdisjoint(path.relative_to(root).parts) and size < _MOST_BYTES:
-            sources.append(path.read_bytes())
-            size += len(sources[-1])
-    return _bytes("stdlib", b"\n".join(sources)[:_MOST_BYTES])
+    return _text(name)
 
 
 @lru_cache(maxsize=4)
-def _text(name: str, path: Path) -> Corpus:
+def _text(name: str) -> Corpus:
     """Read once: a sweep asks for its digest run by run."""
-    return _bytes(name, _read(path))
-
-
-def _read(path: Path) -> bytes:
-    """Of a folder: its files in order of path, but for hidden ones and those with a zero byte near their start."""
-    try:
-        if path.is_file():
-            return path.read_bytes()
-        visible = (p for p in path.rglob("*") if not any(part.startswith(".") for part in p.relative_to(path).parts))
-        return b"\n".join(file.read_bytes() for file in sorted(visible) if file.is_file() and _is_text(file))
-    except OSError as error:
-        raise ValueError(f"corpus: cannot read {error.filename!r}: {error.strerror}") from error
-
-
-def _is_text(path: Path) -> bool:
-    with path.open("rb") as file:
-        return b"\0" not in file.read(8192)
+    return _divided(name, np.frombuffer(sources.text(name), dtype=np.uint8))
 
 
 @lru_cache(maxsize=4)
 def _zipf(vocab_size: int) -> Corpus:
-    """Independent tokens, the n-th most frequent with a probability in proportion to 1 / n."""
-    weights = 1 / np.arange(1, vocab_size + 1)
-    tokens = np.random.default_rng(0).choice(vocab_size, size=_ZIPF_TOKENS, p=weights / weights.sum())
-    return _corpus("zipf", tokens.astype(np.int32))
+    return _divided("zipf", sources.zipf(vocab_size))
+
+
+def _token_files(name: str, path: Path, vocab_size: int) -> Corpus:
+    """Beside a `train.bin`, `val.bin` is what is held out (nanoGPT's convention)."""
+    tokens, digest = sources.token_file(path, vocab_size)
+    beside = path.with_name("val.bin")
+    if path.name != "train.bin" or not beside.exists():
+        return Corpus(name, *_split(tokens), digest[:16])
+    held_out, other = sources.token_file(beside, vocab_size)
+    return Corpus(name, tokens, held_out, hashlib.sha256((digest + other).encode()).hexdigest()[:16])
+
+
+def _divided(name: str, tokens: np.ndarray) -> Corpus:
+    tokens.setflags(write=False)
+    return Corpus(name, *_split(tokens), hashlib.sha256(tokens.tobytes()).hexdigest()[:16])
+
+
+def _split(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The last tenth is held out."""
+    border = int(len(tokens) * (1 - HELD_OUT))
+    return tokens[:border], tokens[border:]

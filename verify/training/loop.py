@@ -5,67 +5,32 @@ are, its later values are NaN, and its neighbours never notice.
 """
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 
 import models
 from models.parameters import Transformer
 from theory import Architecture
 from verify.training.corpus import Corpus, load_corpus
 from verify.training.mesh import put_tokens, replicated, tree_shardings
-from verify.training.optimizer import Optimizer
+from verify.training.run import Chunk, Run
 from verify.training.state import State
-from verify.training.telemetry import VARIABLES, Telemetry, global_norm, record, tables
+from verify.training.telemetry import VARIABLES, Telemetry, global_norm, merged, record, tables
 
 if TYPE_CHECKING:
-    from verify.training.checkpoint import Checkpoint, Chunk
+    from verify.training.checkpoint import Checkpoint, Recorded
 
-_CHUNK = 25
 _HELD_OUT_BATCHES = 8
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training run, complete: what its file is named after.
-
-    corpus: stdlib, zipf or text:PATH. batch_size: sequences a step. steps: of the optimizer. seed: of weights and of
-    the order of the data. recompute: each block's activations once more in the backward pass, instead of keeping them.
-    Raises ValueError that names the field and the value.
-    """
-
-    arch: Architecture
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    corpus: str = "stdlib"
-    batch_size: int = 8
-    steps: int = 300
-    seed: int = 0
-    recompute: bool = False
-
-    def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("steps", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: must be a whole number of at least {least}, got {getattr(self, name)!r}")
-
-    def program(self) -> "Run":
-        """What runs must share to advance together: all but the rate and the seed."""
-        return dataclasses.replace(self, seed=0, optimizer=dataclasses.replace(self.optimizer, learning_rate=1.0))
-
-
-def require_data(runs: Iterable[Run]) -> None:
-    """Raise ValueError that names a corpus that is missing or too short for a sequence of one of these runs."""
-    for corpus, vocab_size, seq_len in {(run.corpus, run.arch.vocab_size, run.arch.seq_len) for run in runs}:
-        for split in ("train", "held_out"):
-            load_corpus(corpus, vocab_size).batch(seq_len, 1, seed=0, step=0, split=split)
+_DROPOUT = 1000  # folded into the seed's key; the kinds of matrix have lower numbers
 
 
 def train(run: Run) -> xr.Dataset:
@@ -94,33 +59,33 @@ def train_lanes(
     if any(run.program() != program for run in runs):
         raise ValueError("runs: lanes must agree in everything but seed and learning_rate")
     corpus = load_corpus(program.corpus, program.arch.vocab_size)
-    keys = jnp.stack([jax.random.key(run.seed) for run in runs])
+    seeds = jnp.asarray([run.seed for run in runs], jnp.uint32)
     rates = jnp.asarray([run.optimizer.learning_rate for run in runs], jnp.float32)
     if mesh is None:
         programs = _ON_ONE_CORE if one_core else _ON_ONE_DEVICE
     else:
         programs = _programs_on(mesh, program, len(runs))
-    states = programs.start(keys, program)
+    states = programs.start(seeds, program)
     done = 0
-    recorded: list[Chunk] = []
+    recorded: list[Recorded] = []
     if checkpoint is not None:
         done, states, recorded = checkpoint.read(states)
         if done and advanced is not None:
             advanced(done * len(runs))
-    for steps in _chunks(program.steps):
-        if steps.start < done:
+    for chunk in program.chunks():
+        if chunk.start < done:
             continue
-        tokens = np.stack([_tokens(corpus, run, steps) for run in runs])
-        states, seen = programs.advance(states, rates, programs.put(tokens), program)
-        taken = min(len(steps), program.steps - steps.start)
+        tokens = np.stack([_tokens(corpus, run, chunk) for run in runs])
+        states, seen = programs.advance(states, rates, seeds, programs.put(tokens), np.int32(chunk.stop), program)
+        taken = chunk.stop - chunk.start
         recorded.append({name: values[:, :taken] for name, values in jax.device_get(seen).items()})
-        if checkpoint is not None and steps.stop < program.steps:
-            checkpoint.write(steps.stop, states, recorded[-1])
+        if checkpoint is not None and chunk.stop < program.steps:
+            checkpoint.write(chunk.stop, states, recorded[-1])
         if advanced is not None:
             advanced(taken * len(runs))
     telemetry = {name: np.concatenate([chunk[name] for chunk in recorded], axis=1) for name in recorded[0]}
     held_out = np.stack([_held_out(corpus, run) for run in runs])
-    losses = np.asarray(programs.evaluate(states.params, programs.put(held_out), program.arch))
+    losses = np.asarray(programs.evaluate(states.params, programs.put(held_out), program))
     names = tables(jax.eval_shape(lambda: models.init(jax.random.key(0), program.arch)))
     return [
         _dataset({name: values[lane] for name, values in telemetry.items()}, float(losses[lane]), program.arch, names)
@@ -131,75 +96,110 @@ def train_lanes(
 def _advance(
     states: State,
     rates: Float[Array, " lanes"],
+    seeds: UInt32[Array, " lanes"],
     tokens: Int[Array, "lanes steps batch seq_plus_1"],
+    stop: Int[Array, ""],
     program: Run,
     observed: bool = True,
 ) -> tuple[State, Telemetry]:
-    """Take `steps` steps in every lane, none beyond the program's last one.
+    """Take `steps` steps in every lane, but none from the step `stop` on.
 
     observed=False records the loss alone, to time what the telemetry costs.
     """
-    return jax.vmap(lambda state, rate, lane: _scan(state, rate, lane, program, observed))(states, rates, tokens)
+    lane = partial(_scan, program=program, observed=observed)
+    return jax.vmap(lane, in_axes=(0, 0, 0, 0, None))(states, rates, seeds, tokens, stop)
 
 
 def _scan(
     state: State,
-    rate: Float[Array, ""],
+    peak: Float[Array, ""],
+    seed: UInt32[Array, ""],
     tokens: Int[Array, "steps batch seq_plus_1"],
+    stop: Int[Array, ""],
     program: Run,
     observed: bool,
 ) -> tuple[State, Telemetry]:
-    transformation, arch = program.optimizer.transformation(), program.arch
+    optimizer, transformation = program.optimizer, program.optimizer.transformation()
+    dropout = jax.random.fold_in(jax.random.key(seed), _DROPOUT) if program.dropout else None
 
     def step(state: State, batch: Int[Array, "batch seq_plus_1"]) -> tuple[State, Telemetry]:
-        readings = jnp.zeros(arch.num_sublayers + 1, jnp.float32)
-        if observed:
-            (loss, seen), (gradients, squares) = jax.value_and_grad(
-                lambda params, readings: models.loss(params, batch, arch, readings, program.recompute),
-                argnums=(0, 1),
-                has_aux=True,
-            )(state.params, readings)
-        else:
-            (loss, seen), gradients = jax.value_and_grad(
-                lambda params: models.loss(params, batch, arch, recompute=program.recompute), has_aux=True
-            )(state.params)
+        key = None if dropout is None else jax.random.fold_in(dropout, state.step)
+        total, seen, gradients, squares = _gradients(state.params, batch, key, program, observed)
         with jax.numpy_dtype_promotion("standard"):  # Optax raises Python floats to integer powers
-            directions, optimizer = transformation.update(gradients, state.optimizer, state.params)
-        current = rate * program.optimizer.shape(program.steps, state.step)
-        updates = jax.tree.map(lambda direction: -current * direction, directions)
+            directions, moments = transformation.update(gradients, state.optimizer, state.params)
+            current = optimizer.rate(peak, program.steps, state.step)
+            updates = optimizer.updates(directions, state.params, current, peak)
         norm = global_norm(gradients)
-        stopped = state.stopped | ~(jnp.isfinite(loss) & jnp.isfinite(norm))
+        stopped = state.stopped | ~(jnp.isfinite(total) & jnp.isfinite(norm))
+        loss = total - program.z_loss * seen.log_z_square
         telemetry = {"loss": loss}
         if observed:
             telemetry = record(loss, seen, squares, state.params, gradients, updates)
             telemetry |= {"gradient_norm": norm, "learning_rate": current}
         telemetry = jax.tree.map(lambda x: jnp.where(state.stopped, jnp.nan, x), telemetry)
         moved = jax.tree.map(jnp.add, state.params, updates)
-        new = State(moved, optimizer, state.step, stopped)
-        frozen = stopped | (state.step >= program.steps)
-        kept = jax.tree.map(lambda old, new: jnp.where(frozen, old, new), state, new)
-        return dataclasses.replace(kept, step=state.step + 1, stopped=stopped), telemetry
+        new = State(moved, moments, state.step, stopped)
+        beyond = state.step >= stop
+        kept = jax.tree.map(lambda old, new: jnp.where(stopped | beyond, old, new), state, new)
+        return dataclasses.replace(
+            kept, step=state.step + (~beyond).astype(jnp.int32), stopped=jnp.where(beyond, state.stopped, stopped)
+        ), telemetry
 
     return jax.lax.scan(step, state, tokens)
 
 
-def _begin(keys: Array, program: Run) -> State:
-    def one(key: Array) -> State:
-        params = models.init(key, program.arch)
+def _gradients(
+    params: Transformer, batch: Int[Array, "batch seq_plus_1"], key: Array | None, program: Run, observed: bool
+) -> tuple[Float[Array, ""], models.Observations, Transformer, Float[Array, " places"]]:
+    """Loss, what was seen, gradients, and the squared gradient norms at the places: of the batch as a whole."""
+    arch, parts = program.arch, program.accumulate
+    readings = jnp.zeros(arch.num_sublayers + 1, jnp.float32)
+
+    def part(batch: Int[Array, "batch seq_plus_1"], key: Array | None) -> tuple[Array, Any, Transformer, Array]:
+        differentiated = jax.value_and_grad(
+            lambda params, readings: models.loss(
+                params, batch, arch, readings if observed else None, program.switches, key
+            ),
+            argnums=(0, 1) if observed else (0,),
+            has_aux=True,
+        )
+        (loss, seen), (gradients, *squares) = differentiated(params, readings)
+        return loss, seen, gradients, squares[0] if observed else readings
+
+    if parts == 1:
+        return part(batch, key)
+
+    def add(total: Transformer, one: tuple[Array, Array | None]) -> tuple[Transformer, tuple[Array, Any, Array]]:
+        loss, seen, gradients, squares = part(*one)
+        return jax.tree.map(lambda total, one: total + one / parts, total, gradients), (loss, seen, squares)
+
+    split = batch.reshape(parts, -1, batch.shape[1])
+    keys = None if key is None else jax.random.split(key, parts)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    gradients, (losses, seen, squares) = jax.lax.scan(add, zero, (split, keys))
+    return jnp.mean(losses), merged(seen), gradients, jnp.sum(squares, axis=0) / parts**2
+
+
+def _begin(seeds: UInt32[Array, " lanes"], program: Run) -> State:
+    def one(seed: UInt32[Array, ""]) -> State:
+        params = models.init(jax.random.key(seed), program.arch)
         optimizer = program.optimizer.transformation().init(params)
         return State(params, optimizer, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
 
-    return jax.lax.map(one, keys)  # a vmapped generator takes XLA four times as long to compile
+    return jax.lax.map(one, seeds)  # a vmapped generator takes XLA four times as long to compile
 
 
 def _held_out_loss(
-    params: Transformer, tokens: Int[Array, "lanes batch seq_plus_1"], arch: Architecture
+    params: Transformer, tokens: Int[Array, "lanes batch seq_plus_1"], program: Run
 ) -> Float[Array, " lanes"]:
-    return jax.vmap(lambda params, batch: models.loss(params, batch, arch)[0])(params, tokens)
+    switches = dataclasses.replace(program.switches, dropout=0.0, z_loss=0.0)
+    return jax.vmap(lambda params, batch: models.loss(params, batch, program.arch, switches=switches)[0])(
+        params, tokens
+    )
 
 
 _start = jax.jit(_begin, static_argnames="program")
-_evaluate = jax.jit(_held_out_loss, static_argnames="arch")
+_evaluate = jax.jit(_held_out_loss, static_argnames="program")
 _jit_advance = partial(jax.jit, _advance, static_argnames=("program", "observed"), donate_argnames="states")
 advance = _jit_advance()
 
@@ -210,7 +210,7 @@ class _Programs:
 
     start: Callable[[Array, Run], State]
     advance: Callable[..., tuple[State, Telemetry]]
-    evaluate: Callable[[Transformer, Array, Architecture], Array]
+    evaluate: Callable[[Transformer, Array, Run], Array]
     put: Callable[[np.ndarray], Array]
 
 
@@ -222,25 +222,24 @@ _ON_ONE_CORE = dataclasses.replace(
 
 @lru_cache(maxsize=8)
 def _programs_on(mesh: Mesh, program: Run, lanes: int) -> _Programs:
-    keys = jax.random.split(jax.random.key(0), lanes)
-    states, rest = tree_shardings(mesh, jax.eval_shape(lambda: _start(keys, program))), replicated(mesh)
+    seeds = jnp.zeros(lanes, jnp.uint32)
+    states, rest = tree_shardings(mesh, jax.eval_shape(lambda: _start(seeds, program))), replicated(mesh)
     return _Programs(
         jax.jit(_begin, static_argnames="program", out_shardings=states),
         _jit_advance(out_shardings=(states, rest)),
-        jax.jit(_held_out_loss, static_argnames="arch", out_shardings=rest),
+        jax.jit(_held_out_loss, static_argnames="program", out_shardings=rest),
         partial(put_tokens, mesh),
     )
 
 
-def _chunks(steps: int) -> Iterator[range]:
-    """Ranges of one length, at most 25, that cover the steps: one shape compiles once. The last may reach beyond."""
-    length = math.ceil(steps / math.ceil(steps / _CHUNK))
-    for start in range(0, steps, length):
-        yield range(start, start + length)
-
-
-def _tokens(corpus: Corpus, run: Run, steps: range) -> np.ndarray:
-    return np.stack([corpus.batch(run.arch.seq_len, run.batch_size, seed=run.seed, step=step) for step in steps])
+def _tokens(corpus: Corpus, run: Run, chunk: Chunk) -> np.ndarray:
+    """[steps, batch, seq_len + 1], also for the steps that are skipped."""
+    return np.stack(
+        [
+            corpus.batch(chunk.seq_len, chunk.batch_size, seed=run.seed, step=step, windows=run.windows or None)
+            for step in range(chunk.start, chunk.start + chunk.length)
+        ]
+    )
 
 
 def _held_out(corpus: Corpus, run: Run) -> np.ndarray:

@@ -1,11 +1,15 @@
 """What is recorded of a training step: pure functions over parameter trees, called inside the compiled step."""
 
+import dataclasses
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from models import Observations
+from models.attention import AttentionSeen
 from models.parameters import Transformer
 from verify.measurement.measure import matrix_norms
 
@@ -17,9 +21,13 @@ VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "gradient_norm": ((), "nats per token", "global gradient norm before clipping"),
     "learning_rate": ((), "1", "learning rate of the step"),
     "log_z": ((), "nats", "mean logarithm of the output softmax's denominator"),
+    "logit_mean": ((), "1", "mean of the head's output"),
     "place_gradient_norm": (("place",), "nats per token", "Frobenius norm of dL/dx of the residual stream"),
     "shortcut_std": (("place",), "1", "standard deviation of the residual stream"),
-    "largest_attention_logit": (("layer",), "1", "largest attention logit before the softmax"),
+    "largest_attention_logit": (("layer", "head"), "1", "largest attention logit before the softmax"),
+    "attention_entropy": (("layer", "head"), "nats", "entropy of a query's attention, mean over queries"),
+    "query_norm": (("layer",), "1", "root mean square length of a head's query"),
+    "key_norm": (("layer",), "1", "root mean square length of a head's key"),
     "output_norm": (("matrix", "layer"), "1", "root mean square of a linear layer's output"),
     "logit_rms": ((), "1", "root mean square of the head's output"),
     "matrix_gradient_norm": (("matrix", "layer"), "nats per token", "Frobenius norm of dL/dW before clipping"),
@@ -43,9 +51,13 @@ def record(
     recorded = {
         "loss": loss,
         "log_z": seen.log_z,
+        "logit_mean": seen.logit_mean,
         "place_gradient_norm": jnp.sqrt(squared_place_gradients),
         "shortcut_std": seen.shortcut_std,
-        "largest_attention_logit": seen.largest_attention_logit,
+        "largest_attention_logit": seen.attention.largest_logit,
+        "attention_entropy": seen.attention.entropy,
+        "query_norm": seen.attention.query_norm,
+        "key_norm": seen.attention.key_norm,
         "logit_rms": seen.output_norm["head"][0],
         "output_norm": jnp.stack([seen.output_norm[kind] for kind in params.blocks.matrices]),
     }
@@ -61,6 +73,25 @@ def record(
         recorded[matrix] = jnp.stack([norms[kind] for kind in params.blocks.matrices])
         recorded[table] = jnp.concatenate([norms[kind] for kind in tables(params)])
     return recorded
+
+
+def merged(parts: Observations) -> Observations:
+    """Of a batch what was seen of its equal parts, which the first axis counts.
+
+    Standard deviations and lengths by their mean squares: what differs between the parts' means is left out.
+    """
+    mean = partial(jax.tree.map, partial(jnp.mean, axis=0))
+    root = partial(jax.tree.map, lambda values: jnp.sqrt(jnp.mean(jnp.square(values), axis=0)))
+    attention = parts.attention
+    return dataclasses.replace(
+        mean(parts),
+        shortcut_std=root(parts.shortcut_std),
+        output_norm=root(parts.output_norm),
+        attention=AttentionSeen(
+            jnp.max(attention.largest_logit, axis=0), mean(attention.entropy), root(attention.query_norm),
+            root(attention.key_norm),
+        ),
+    )  # fmt: skip
 
 
 def tables(params: Transformer) -> tuple[str, ...]:

@@ -1,0 +1,128 @@
+"""One training run as data: everything that decides its numbers."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Literal
+
+from models import Switches
+from theory import Architecture
+from verify.training.corpus import load_corpus
+from verify.training.optimizer import Optimizer
+
+Ramp = tuple[tuple[int, int], ...]
+
+_CHUNK = 25
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Steps that one compiled program takes in one call: `stop` - `start`, and `length` - that many more that it skips.
+
+    batch_size, seq_len: of each of them.
+    """
+
+    start: int
+    stop: int
+    length: int
+    batch_size: int
+    seq_len: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run, complete: what its file is named after.
+
+    corpus: stdlib, zipf, text:PATH, tokens:PATH or hub:NAME. windows: how many sequences of it there are to train on,
+    spread over the text (0: all). batch_size: sequences a step. steps: of the optimizer. seed: of weights, of the order
+    of the data and of dropout.
+
+    batch_ramp, sequence_ramp: pairs (step, size) in order of the step from which on the batch has that many sequences,
+    or each sequence that many tokens; before the first pair, batch_size and arch.seq_len. accumulate: in how many equal
+    parts, one after the other, the gradient of a batch is computed.
+
+    recompute, dropout, z_loss, forced_logit, and precision, which is float32 or bfloat16: as `models.Switches` says,
+    with weights kept and updated in float32.
+
+    Raises ValueError that names the field and the value.
+    """
+
+    arch: Architecture
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    corpus: str = "stdlib"
+    batch_size: int = 8
+    steps: int = 300
+    seed: int = 0
+    recompute: bool = False
+    windows: int = 0
+    batch_ramp: Ramp = ()
+    sequence_ramp: Ramp = ()
+    accumulate: int = 1
+    dropout: float = 0.0
+    z_loss: float = 0.0
+    forced_logit: float | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("steps", 1), ("seed", 0), ("windows", 0), ("accumulate", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: must be a whole number of at least {least}, got {getattr(self, name)!r}")
+        for name, good, expected in (
+            ("dropout", 0 <= self.dropout < 1, "in [0, 1)"),
+            ("z_loss", 0 <= self.z_loss < math.inf, "0 or more"),
+            ("forced_logit", self.forced_logit is None or 0 < self.forced_logit < math.inf, "a positive number"),
+            ("precision", self.precision in ("float32", "bfloat16"), "float32 or bfloat16"),
+        ):
+            if not good:
+                raise ValueError(f"{name}: must be {expected}, got {getattr(self, name)!r}")
+        for name in ("batch_ramp", "sequence_ramp"):
+            steps = [0, *(step for step, _ in getattr(self, name)), self.steps]
+            if any(one >= other for one, other in pairwise(steps)) or any(size < 1 for _, size in getattr(self, name)):
+                raise ValueError(
+                    f"{name}: must be pairs (step, size), steps rising between 0 and {self.steps} and sizes of at "
+                    f"least 1, got {getattr(self, name)!r}"
+                )
+        longest = max((length for _, length in self.sequence_ramp), default=0)
+        if longest > self.arch.seq_len:
+            raise ValueError(f"sequence_ramp: must be at most arch.seq_len = {self.arch.seq_len}, got {longest}")
+        for size in (self.batch_size, *(size for _, size in self.batch_ramp)):
+            if size % self.accumulate:
+                raise ValueError(f"accumulate: must divide every batch_size, got {self.accumulate} for {size}")
+            if 0 < self.windows < size:
+                raise ValueError(f"windows: must be 0 or at least batch_size, got {self.windows} for {size}")
+
+    def program(self) -> "Run":
+        """What runs must share to advance together: all but the rate and the seed."""
+        return dataclasses.replace(self, seed=0, optimizer=dataclasses.replace(self.optimizer, learning_rate=1.0))
+
+    @property
+    def switches(self) -> Switches:
+        """How a step passes through the network."""
+        return Switches(self.recompute, self.dropout, self.forced_logit, self.z_loss, self.precision)
+
+    def chunks(self) -> Iterator[Chunk]:
+        """The steps in order, at most 25 at a time; as long as the sizes stay, all chunks have one length."""
+        borders = sorted({0, self.steps, *(step for step, _ in self.batch_ramp + self.sequence_ramp)})
+        for begin, end in pairwise(borders):
+            count = math.ceil((end - begin) / _CHUNK)
+            length = math.ceil((end - begin) / count)
+            sizes = _at(begin, self.batch_ramp, self.batch_size), _at(begin, self.sequence_ramp, self.arch.seq_len)
+            for start in range(begin, end, length):
+                yield Chunk(start, min(start + length, end), length, *sizes)
+
+
+def _at(step: int, ramp: Ramp, size: int) -> int:
+    """The size at that step."""
+    return next((later for begin, later in reversed(ramp) if step >= begin), size)
+
+
+def require_data(runs: Iterable[Run]) -> None:
+    """Raise ValueError that names a corpus that is missing or too short for a sequence of one of these runs."""
+    for corpus, vocab_size, seq_len, windows in {
+        (run.corpus, run.arch.vocab_size, run.arch.seq_len, run.windows) for run in runs
+    }:
+        tokens = load_corpus(corpus, vocab_size)
+        tokens.batch(seq_len, 1, seed=0, step=0, windows=windows or None)
+        tokens.batch(seq_len, 1, seed=0, step=0, split="held_out")
