@@ -105,7 +105,7 @@ class Train:
     seeds: int = 1
     """seeds of weights and data order, from 0"""
     corpus: str = "stdlib"
-    """stdlib, zipf, text:PATH, tokens:PATH.bin or hub:NAME (docs/corpora.md)"""
+    """stdlib, words, zipf, text:PATH, tokens:PATH.bin or hub:NAME (docs/corpora.md)"""
     batch_size: int = 8
     """sequences a step"""
     steps: int = 300
@@ -208,7 +208,7 @@ class Report:
     )
     """the model that is trained, small so that 48 runs fit into minutes"""
     corpus: str = "stdlib"
-    """stdlib, zipf, text:PATH, tokens:PATH.bin or hub:NAME (docs/corpora.md)"""
+    """stdlib, words, zipf, text:PATH, tokens:PATH.bin or hub:NAME (docs/corpora.md)"""
     rates: tuple[float, ...] = (3e-3, 6e-3, 1.2e-2, 2.4e-2)
     """peak learning rates"""
     seeds: int = 3

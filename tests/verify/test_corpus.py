@@ -315,6 +315,16 @@ def test_of_a_large_file_little_is_in_memory(tmp_path):
     assert isinstance(corpus.train, np.memmap) and not any(isinstance(batch, np.memmap) for batch in batches)
 
 
+def test_words_are_the_text(monkeypatch):
+    """Spelled out again token by token; a vocabulary of 256 leaves bytes; frequent long pieces come first."""
+    content = b"the cat and the dog:\n    the\0end"
+    monkeypatch.setattr(sources, "text", lambda name: content)
+    np.testing.assert_array_equal(sources.words(256), np.frombuffer(content, np.uint8))
+    tokens = sources.words(258)  # "the" saves 6 bytes, four spaces 3
+    assert tokens.tolist() == [256, *b" cat and ", 256, *b" dog:\n", 257, 256, 0, *b"end"]
+    assert sources.words(1000).max() < 256 + 6  # cat, and, dog, end too, and no single byte
+
+
 def test_zipf_has_its_law_and_is_reproducible():
     tokens = everything(load_corpus("zipf", 10))
     np.testing.assert_array_equal(tokens, sources.zipf(10))

@@ -2,7 +2,8 @@
 
 `stdlib` is the Python standard library's own sources, real text that is on every machine that runs this; `text:PATH` a
 file, or every text file of a folder; `hub:NAME` or `hub:NAME:COLUMN` a Hugging Face data set, or a folder in one of its
-formats; all are read as bytes. `tokens:PATH.bin` is a file of tokens as nanoGPT writes it. `zipf` is synthetic.
+formats; all are read as bytes. `words` is stdlib in as many words as
+the vocabulary has room for. `tokens:PATH.bin` is a file of tokens as nanoGPT writes it. `zipf` is synthetic.
 """
 
 import hashlib
@@ -15,9 +16,8 @@ import numpy as np
 
 from verify.training import sources
 
-BYTES = 256
 HELD_OUT = 0.1
-CHOICES = "stdlib, zipf, or text:PATH, tokens:PATH.bin, hub:NAME with your path or name"
+CHOICES = "stdlib, words, zipf, or text:PATH, tokens:PATH.bin, hub:NAME with your path or name"
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,17 +88,22 @@ def load_corpus(name: str, vocab_size: int) -> Corpus:
         return _zipf(vocab_size)
     if kind == "tokens" and place:
         return _token_files(name, Path(place).expanduser(), vocab_size)
-    if name != "stdlib" and not (kind in ("text", "hub") and place):
+    if name not in ("stdlib", "words") and not (kind in ("text", "hub") and place):
         raise ValueError(f"corpus: unknown value {name!r}; choose one of {CHOICES}")
-    if vocab_size < BYTES:
-        raise ValueError(f"vocab_size: {name!r} is read as bytes and needs {BYTES} words, got {vocab_size}")
-    return _text(name)
+    if vocab_size < sources.BYTES:
+        raise ValueError(f"vocab_size: {name!r} is read as bytes and needs {sources.BYTES} words, got {vocab_size}")
+    return _words(vocab_size) if name == "words" else _text(name)
 
 
 @lru_cache(maxsize=4)
 def _text(name: str) -> Corpus:
     """Read once: a sweep asks for its digest run by run."""
     return _divided(name, np.frombuffer(sources.text(name), dtype=np.uint8))
+
+
+@lru_cache(maxsize=4)
+def _words(vocab_size: int) -> Corpus:
+    return _divided("words", sources.words(vocab_size))
 
 
 @lru_cache(maxsize=4)

@@ -6,14 +6,18 @@ that is empty, or that holds a byte 0 itself, is left out. A single text file is
 """
 
 import hashlib
+import re
 import sys
 import sysconfig
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
+BYTES = 256
 SEPARATOR = b"\0"
 MOST_BYTES = 8_000_000
 _ZIPF_TOKENS = 1_000_000
@@ -31,6 +35,19 @@ def text(name: str) -> bytes:
     if kind == "hub":
         return _packed(_rows(place), MOST_BYTES)
     return _file_or_folder(Path(place).expanduser())
+
+
+def words(vocab_size: int) -> np.ndarray:
+    """int32[length]: the text of `stdlib` in words, runs of spaces, and single signs; line ends stand alone.
+
+    The vocab_size - 256 that take the most bytes off have a token each, from 256 on in that order; the rest is bytes.
+    """
+    content = text("stdlib")
+    pieces = re.findall(rb"\w+|[ \t]+|[^\w \t]", content)
+    counts = Counter(pieces)
+    saved = sorted(counts, key=lambda piece: (counts[piece] * (1 - len(piece)), piece))
+    codes = {piece: [BYTES + number] for number, piece in enumerate(saved[: vocab_size - BYTES]) if len(piece) > 1}
+    return np.fromiter(chain.from_iterable(codes.get(piece, piece) for piece in pieces), np.int32)
 
 
 def zipf(vocab_size: int) -> np.ndarray:
