@@ -8,7 +8,7 @@ import dataclasses
 import os
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import tyro
@@ -68,16 +68,31 @@ def architecture(flags: object) -> Architecture:
     return Architecture(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(Architecture)})
 
 
-def parse(command: Any, arguments: list[str] | None, prog: str, description: str | None) -> Any:
-    """The options of a command line; a `preset` among them gives the `arch` flags that are not given their defaults.
+Fill = Callable[[Any], Any]
 
+
+def preset_arch(options: Any) -> Any:
+    """The options with the `arch` of their `preset`."""
+    return dataclasses.replace(options, arch=flags(preset(options.preset).arch))
+
+
+def parse(
+    command: Any,
+    arguments: list[str] | None,
+    prog: str,
+    description: str | None,
+    fills: Sequence[Fill] = (preset_arch,),
+) -> Any:
+    """The options of a command line; where a `preset` is among them, what is not given has the preset's values.
+
+    fills: each puts some of them in, given what is known so far; what is given on the command line stands above all.
     Raises ValueError for an unknown preset, and exits with status 2 for a wrong flag.
     """
     options = tyro.cli(command, args=arguments, prog=prog, description=description)
-    if getattr(options, "preset", None) is None:
-        return options
-    given = dataclasses.replace(options, arch=flags(preset(options.preset).arch))
-    return tyro.cli(command, args=arguments, prog=prog, description=description, default=given)
+    if getattr(options, "preset", None) is not None:
+        for fill in fills:
+            options = tyro.cli(command, args=arguments, prog=prog, description=description, default=fill(options))
+    return options
 
 
 def flags(arch: Architecture) -> Any:

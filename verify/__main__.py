@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from theory.architecture import Architecture
-from theory.command_line import ArchitectureFlags, Preset, architecture, parse, run
+from theory.command_line import ArchitectureFlags, Preset, architecture, flags, parse, preset_arch, run
 from verify.training.optimizer import Optimizer
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from verify.training.run import Run
 
 
+_OPTIMIZER_FIELDS = dataclasses.fields(Optimizer)
 _OPTIMIZER_HELP = {
     "method": "adamw, adafactor (unfactored, as PaLM's) or sgd",
     "learning_rate": "peak, where there are no --rates",
@@ -49,7 +50,7 @@ OptimizerFlags: Any = dataclasses.make_dataclass(
     "OptimizerFlags",
     [
         (field.name, Annotated[field.type, tyro.conf.arg(help=_OPTIMIZER_HELP[field.name])], field)
-        for field in dataclasses.fields(Optimizer)
+        for field in _OPTIMIZER_FIELDS
     ],
     frozen=True,
     namespace={"__module__": __name__},
@@ -98,6 +99,8 @@ class Train:
     arch: ArchitectureFlags = dataclasses.field(default_factory=lambda: ArchitectureFlags(num_layers=4, d_model=64))
     """the model"""
     preset: Preset = None
+    small: bool = False
+    """that preset at 4 layers, d_model 64, 2 heads, 64 tokens of 256 words; without it, at its published size"""
     optimizer: OptimizerFlags = dataclasses.field(default_factory=OptimizerFlags)
     """optimizer and schedule"""
     rates: tuple[float, ...] = ()
@@ -243,7 +246,7 @@ def main(arguments: list[str] | None = None) -> int:
     }
 
     def chosen() -> int:
-        options = parse(Command, arguments, "python -m verify", __doc__)
+        options = parse(Command, arguments, "python -m verify", __doc__, (_preset_arch, _preset_training))
         return commands[type(options)](options)
 
     return run(chosen)
@@ -266,6 +269,26 @@ def _init(options: Init) -> int:
         f"worst {errors.max():.2%}; {'within' if good else 'ABOVE'} the tolerance of {options.tolerance:.0%}"
     )
     return 0 if good else 1
+
+
+def _preset_arch(options: Any) -> Any:
+    from verify.training.recipes import small
+
+    if isinstance(options, Train) and options.preset and options.small:
+        return dataclasses.replace(options, arch=flags(small(options.preset)))
+    return preset_arch(options)
+
+
+def _preset_training(options: Any) -> Any:
+    """Optimizer, ramp, dropout and z-loss of a preset, at the size and length that are known by now."""
+    if not isinstance(options, Train) or options.preset is None:
+        return options
+    from verify.training.recipes import trained_as
+
+    run = trained_as(options.preset, _run(options))
+    fields = {field.name: getattr(run, field.name) for field in dataclasses.fields(run) if field.name in _SHARED}
+    optimizer = OptimizerFlags(**{field.name: getattr(run.optimizer, field.name) for field in _OPTIMIZER_FIELDS})
+    return dataclasses.replace(options, optimizer=optimizer, **fields)
 
 
 def _train(options: Train) -> int:
@@ -311,19 +334,23 @@ def _mesh(flags: MeshFlags, hosts: HostFlags) -> "Mesh | None":
     return None if flags == MeshFlags() and hosts == HostFlags() else MeshShape(**vars(flags)).mesh()
 
 
-def _runs(options: Train) -> "list[Run]":
+def _run(options: Train) -> "Run":
     from verify.training.run import Run
 
+    optimizer = Optimizer(**{field.name: getattr(options.optimizer, field.name) for field in _OPTIMIZER_FIELDS})
+    fields = {field.name: getattr(options, field.name) for field in dataclasses.fields(Run) if field.name in _SHARED}
+    return Run(architecture(options.arch), optimizer, **fields)
+
+
+def _runs(options: Train) -> "list[Run]":
     rates = options.rates or (options.optimizer.learning_rate,)
     if len(set(rates)) < len(rates):
         raise ValueError(f"rates: must be different from one another, got {rates}")
     if options.seeds < 1:
         raise ValueError(f"seeds: must be at least 1, got {options.seeds}")
-    optimizer = Optimizer(**dataclasses.asdict(options.optimizer))
-    fields = {field.name: getattr(options, field.name) for field in dataclasses.fields(Run) if field.name in _SHARED}
-    run = Run(architecture(options.arch), optimizer, **fields)
+    run = _run(options)
     return [
-        dataclasses.replace(run, optimizer=dataclasses.replace(optimizer, learning_rate=rate), seed=seed)
+        dataclasses.replace(run, optimizer=dataclasses.replace(run.optimizer, learning_rate=rate), seed=seed)
         for seed in range(options.seeds)
         for rate in rates
     ]

@@ -1,13 +1,17 @@
 """Command lines as a person meets them: exit status 2 and one line for wrong input, and nothing written."""
 
+import dataclasses
 import os
 import subprocess
 import sys
 
 import pytest
 
-from verify.__main__ import main
+from theory.command_line import parse
+from verify.__main__ import Command, _preset_arch, _preset_training, _runs, main
 from verify.sweeps import lanes, store
+from verify.training.recipes import small, trained_as
+from verify.training.run import Run
 
 
 @pytest.mark.parametrize(
@@ -109,3 +113,17 @@ def test_help_from_the_shell_shows_defaults():
         env=os.environ | {"COLUMNS": "200"},
     ).stdout
     assert "--arch.num-layers" in shown and "(default: 24)" in shown and "stdlib" in shown
+
+
+def test_a_preset_brings_its_training_and_flags_stand_above_it():
+    arguments = ["train", "--preset", "palm-8b", "--small", "--steps", "510", "--batch-size", "16"]
+    expected = trained_as("palm-8b", Run(small("palm-8b"), batch_size=16, steps=510))
+
+    def runs(*more):
+        return _runs(parse(Command, [*arguments, *more], "", None, (_preset_arch, _preset_training)))
+
+    assert runs() == [expected]
+    changed = dataclasses.replace(expected, z_loss=0.0, optimizer=dataclasses.replace(expected.optimizer, clip=0.5))
+    assert runs("--z-loss", "0", "--optimizer.clip", "0.5") == [changed]
+    deeper = runs("--arch.num-layers", "7", "--batch-ramp", "5", "3")[0]
+    assert deeper.arch == dataclasses.replace(expected.arch, num_layers=7) and deeper.batch_ramp == ((5, 3),)

@@ -78,10 +78,10 @@ class Run:
             if not good:
                 raise ValueError(f"{name}: must be {expected}, got {getattr(self, name)!r}")
         for name in ("batch_ramp", "sequence_ramp"):
-            steps = [0, *(step for step, _ in getattr(self, name)), self.steps]
+            steps = [-1, *(step for step, _ in getattr(self, name)), self.steps]
             if any(one >= other for one, other in pairwise(steps)) or any(size < 1 for _, size in getattr(self, name)):
                 raise ValueError(
-                    f"{name}: must be pairs (step, size), steps rising between 0 and {self.steps} and sizes of at "
+                    f"{name}: must be pairs (step, size), steps rising from 0 to below {self.steps} and sizes of at "
                     f"least 1, got {getattr(self, name)!r}"
                 )
         longest = max((length for _, length in self.sequence_ramp), default=0)
