@@ -195,3 +195,24 @@ def test_forced_logits_have_their_size_at_every_step():
     largest = np.asarray(forced["largest_attention_logit"])
     assert largest.max() <= 7.0 * (1 + 1e-5) and np.median(largest) > 3
     assert np.any(np.isclose(largest, 7.0, rtol=1e-4))
+
+
+def test_spectral_norms_and_certificates_follow_the_weights():
+    """By power iteration from step to step against the SVD, and never above it; bounds above the norms they bound."""
+    run = dataclasses.replace(RUN, steps=6, spectral_norms=True, certify_every=3)
+    seen = train(run)
+    params = models.init(jax.random.key(0), ARCH)
+    for kind in ARCH.matrices:
+        exact = np.linalg.norm(params.blocks.matrices[kind], 2, axis=(1, 2))
+        first = np.asarray(seen["spectral_norm"].sel(matrix=kind, step=0))
+        assert np.all(first <= exact * (1 + 1e-5)) and np.all(first > 0.9 * exact)
+    exact = [np.linalg.norm(params.embedding, 2), np.linalg.norm(params.head.weight, 2)]
+    assert np.all(np.asarray(seen["table_spectral_norm"][0]) > 0.9 * np.array(exact))
+    assert seen["certified_step"].values.tolist() == [3, 6]
+    assert np.all(seen["certified_bound"] >= seen["certified_jacobian_norm"]) and np.all(seen["certified_bound"] > 1)
+    np.testing.assert_allclose(seen["loss"], train(dataclasses.replace(RUN, steps=6))["loss"], rtol=1e-4)
+    rms = seen["matrix_gradient_norm"] / np.sqrt(seen["matrix_entries"])
+    assert (
+        rms.sel(matrix="feed_forward.up").shape == (6, 2)
+        and seen["matrix_entries"].sel(matrix="feed_forward.up") == 16 * 64
+    )

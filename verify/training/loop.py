@@ -6,9 +6,10 @@ are, its later values are NaN, and its neighbours never notice.
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +21,23 @@ from jaxtyping import Array, Float, Int, UInt32
 import models
 from models.parameters import Transformer
 from theory import Architecture
+from verify.measurement.certify import certify
+from verify.training.checkpoint import Checkpoint, Recorded
 from verify.training.corpus import Corpus, load_corpus
 from verify.training.mesh import put_tokens, replicated, tree_shardings
 from verify.training.run import Chunk, Run
 from verify.training.state import State
-from verify.training.telemetry import VARIABLES, Telemetry, global_norm, merged, record, tables
-
-if TYPE_CHECKING:
-    from verify.training.checkpoint import Checkpoint, Recorded
+from verify.training.telemetry import (
+    CERTIFIED,
+    VARIABLES,
+    Telemetry,
+    global_norm,
+    merged,
+    record,
+    singular_vectors,
+    spectral_norms,
+    tables,
+)
 
 _HELD_OUT_BATCHES = 8
 _DROPOUT = 1000  # folded into the seed's key; the kinds of matrix have lower numbers
@@ -41,7 +51,7 @@ def train(run: Run) -> xr.Dataset:
 def train_lanes(
     runs: Sequence[Run],
     advanced: Callable[[int], None] | None = None,
-    checkpoint: "Checkpoint | None" = None,
+    checkpoint: Checkpoint | None = None,
     one_core: bool = False,
     mesh: Mesh | None = None,
 ) -> list[xr.Dataset]:
@@ -72,6 +82,7 @@ def train_lanes(
         done, states, recorded = checkpoint.read(states)
         if done and advanced is not None:
             advanced(done * len(runs))
+    held_out = np.stack([_held_out(corpus, run) for run in runs])
     for chunk in program.chunks():
         if chunk.start < done:
             continue
@@ -79,18 +90,46 @@ def train_lanes(
         states, seen = programs.advance(states, rates, seeds, programs.put(tokens), np.int32(chunk.stop), program)
         taken = chunk.stop - chunk.start
         recorded.append({name: values[:, :taken] for name, values in jax.device_get(seen).items()})
+        if program.certify_every:
+            due = chunk.stop % program.certify_every == 0
+            recorded[-1] |= _certified(states, program.arch, held_out[:, :1], due)
         if checkpoint is not None and chunk.stop < program.steps:
             checkpoint.write(chunk.stop, states, recorded[-1])
         if advanced is not None:
             advanced(taken * len(runs))
     telemetry = {name: np.concatenate([chunk[name] for chunk in recorded], axis=1) for name in recorded[0]}
-    held_out = np.stack([_held_out(corpus, run) for run in runs])
     losses = np.asarray(programs.evaluate(states.params, programs.put(held_out), program))
-    names = tables(jax.eval_shape(lambda: models.init(jax.random.key(0), program.arch)))
+    names = _table_names(program.arch)
     return [
-        _dataset({name: values[lane] for name, values in telemetry.items()}, float(losses[lane]), program.arch, names)
+        _dataset({name: values[lane] for name, values in telemetry.items()}, float(losses[lane]), program, names)
         for lane in range(len(runs))
     ]
+
+
+def begin(run: Run) -> State:
+    """The run before its first step, as one lane."""
+    return _start(jnp.asarray([run.seed], jnp.uint32), run.program())
+
+
+def take(
+    run: Run, state: State, tokens: Int[np.ndarray, "steps batch seq_plus_1"], stop: int
+) -> tuple[State, dict[str, np.ndarray]]:
+    """Go on to before the step `stop`; the state there, and the telemetry of the steps on the way, [steps, ...].
+
+    state: one lane, which is used up. tokens: of that many steps from the state's own on, those from `stop` on not
+    looked at. With as many as the run's chunk has, and its sizes, the program and the numbers are those of `train`.
+    """
+    begun = int(state.step[0])
+    rates, seeds = jnp.asarray([run.optimizer.learning_rate], jnp.float32), jnp.asarray([run.seed], jnp.uint32)
+    state, seen = advance(state, rates, seeds, jnp.asarray(tokens[None]), np.int32(stop), run.program())
+    return state, {name: values[0, : stop - begun] for name, values in jax.device_get(seen).items()}
+
+
+def dataset_of(run: Run, state: State, telemetry: dict[str, np.ndarray]) -> xr.Dataset:
+    """The dataset of `train_lanes`, of the telemetry of a run's steps and the state after the last of them."""
+    held_out = _held_out(load_corpus(run.corpus, run.arch.vocab_size), run)
+    loss = _evaluate(state.params, jnp.asarray(held_out[None]), run.program())
+    return _dataset(telemetry, float(loss[0]), run, _table_names(run.arch))
 
 
 def _advance(
@@ -136,9 +175,13 @@ def _scan(
         if observed:
             telemetry = record(loss, seen, squares, state.params, gradients, updates)
             telemetry |= {"gradient_norm": norm, "learning_rate": current}
+        singular = state.singular
+        if observed and singular is not None:
+            singular, norms = spectral_norms(state.params, singular)
+            telemetry |= norms
         telemetry = jax.tree.map(lambda x: jnp.where(state.stopped, jnp.nan, x), telemetry)
         moved = jax.tree.map(jnp.add, state.params, updates)
-        new = State(moved, moments, state.step, stopped)
+        new = State(moved, moments, state.step, stopped, singular)
         beyond = state.step >= stop
         kept = jax.tree.map(lambda old, new: jnp.where(stopped | beyond, old, new), state, new)
         return dataclasses.replace(
@@ -184,7 +227,8 @@ def _begin(seeds: UInt32[Array, " lanes"], program: Run) -> State:
     def one(seed: UInt32[Array, ""]) -> State:
         params = models.init(jax.random.key(seed), program.arch)
         optimizer = program.optimizer.transformation().init(params)
-        return State(params, optimizer, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
+        singular = singular_vectors(params) if program.spectral_norms else None
+        return State(params, optimizer, jnp.zeros((), jnp.int32), jnp.zeros((), bool), singular)
 
     return jax.lax.map(one, seeds)  # a vmapped generator takes XLA four times as long to compile
 
@@ -234,12 +278,12 @@ def _programs_on(mesh: Mesh, program: Run, lanes: int) -> _Programs:
 
 def _tokens(corpus: Corpus, run: Run, chunk: Chunk) -> np.ndarray:
     """[steps, batch, seq_len + 1], also for the steps that are skipped."""
-    return np.stack(
-        [
-            corpus.batch(chunk.seq_len, chunk.batch_size, seed=run.seed, step=step, windows=run.windows or None)
-            for step in range(chunk.start, chunk.start + chunk.length)
-        ]
-    )
+    return np.stack([batch(corpus, run, chunk, step) for step in range(chunk.start, chunk.start + chunk.length)])
+
+
+def batch(corpus: Corpus, run: Run, chunk: Chunk, number: int) -> np.ndarray:
+    """int32[batch_size, seq_len + 1] of the chunk's sizes; `train` takes at each step the one with its number."""
+    return corpus.batch(chunk.seq_len, chunk.batch_size, seed=run.seed, step=number, windows=run.windows or None)
 
 
 def _held_out(corpus: Corpus, run: Run) -> np.ndarray:
@@ -248,12 +292,32 @@ def _held_out(corpus: Corpus, run: Run) -> np.ndarray:
     return corpus.batch(run.arch.seq_len, size, seed=0, step=0, split="held_out")
 
 
+def _certified(states: State, arch: Architecture, tokens: np.ndarray, due: bool) -> Recorded:
+    """[lanes, 1, S] of every `CERTIFIED`, NaN where there is nothing to certify; [lanes, 0, S] when it is not due."""
+    lanes = len(tokens)
+    found = {name: np.full((lanes, int(due), arch.num_sublayers), np.nan, np.float32) for name in CERTIFIED}
+    for lane in range(lanes if due else 0):
+        params = jax.device_get(jax.tree.map(lambda leaf, lane=lane: leaf[lane], states.params))
+        with suppress(ValueError):  # float64 overflows, or the lane has stopped
+            certificate = certify((params, arch), tokens[lane, :, :-1])
+            found["certified_bound"][lane, 0] = certificate.sublayer_bound
+            found["certified_jacobian_norm"][lane, 0] = certificate.sublayer_jacobian_norm
+    return found
+
+
+def _table_names(arch: Architecture) -> tuple[str, ...]:
+    return tables(jax.eval_shape(lambda: models.init(jax.random.key(0), arch)))
+
+
 def _dataset(
-    telemetry: dict[str, np.ndarray], held_out_loss: float, arch: Architecture, table_names: tuple[str, ...]
+    telemetry: dict[str, np.ndarray], held_out_loss: float, program: Run, table_names: tuple[str, ...]
 ) -> xr.Dataset:
+    arch = program.arch
     variables = {
-        name: (("step", *dimensions), telemetry[name].astype(np.float32), {"units": unit, "long_name": meaning})
-        for name, (dimensions, unit, meaning) in VARIABLES.items()
+        name: ((over, *dimensions), telemetry[name].astype(np.float32), {"units": unit, "long_name": meaning})
+        for over, described in (("step", VARIABLES), ("certified_step", CERTIFIED))
+        for name, (dimensions, unit, meaning) in described.items()
+        if name in telemetry
     }
     outcome, step = outcome_of(telemetry["loss"], telemetry["gradient_norm"])
     return xr.Dataset(
@@ -261,10 +325,20 @@ def _dataset(
         coords={
             "step": ("step", np.arange(len(telemetry["loss"])), {"long_name": "optimizer step, counted from 0"}),
             "matrix": ("matrix", list(arch.matrices), {"long_name": "kind of weight matrix in a block"}),
+            "matrix_entries": ("matrix", [int(np.prod(arch.shape(kind))) for kind in arch.matrices]),
             "table": ("table", list(table_names), {"long_name": "matrix outside the blocks"}),
-        },
+            "table_entries": ("table", [int(np.prod(arch.shape(kind))) for kind in table_names]),
+        }
+        | _certified_steps(program),
         attrs={"outcome": outcome, "outcome_step": step, "held_out_loss": held_out_loss},
     )
+
+
+def _certified_steps(program: Run) -> dict[str, Any]:
+    if not program.certify_every:
+        return {}
+    steps = np.arange(program.certify_every, program.steps + 1, program.certify_every)
+    return {"certified_step": ("certified_step", steps, {"long_name": "steps taken before the certificate"})}
 
 
 def outcome_of(loss: np.ndarray, gradient_norm: np.ndarray) -> tuple[str, int]:

@@ -43,6 +43,9 @@ class Run:
     or each sequence that many tokens; before the first pair, batch_size and arch.seq_len. accumulate: in how many equal
     parts, one after the other, the gradient of a batch is computed.
 
+    spectral_norms: whether every matrix's largest singular value is recorded, by one power iteration a step.
+    certify_every: steps between certificates (`verify.measurement.certify`) at one held-out sequence (0: none).
+
     recompute, dropout, z_loss, forced_logit, and precision, which is float32 or bfloat16: as `models.Switches` says,
     with weights kept and updated in float32.
 
@@ -64,9 +67,12 @@ class Run:
     z_loss: float = 0.0
     forced_logit: float | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
+    spectral_norms: bool = False
+    certify_every: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("steps", 1), ("seed", 0), ("windows", 0), ("accumulate", 1)):
+        for name, least in (("batch_size", 1), ("steps", 1), ("seed", 0), ("windows", 0), ("accumulate", 1),
+                            ("certify_every", 0)):  # fmt: skip
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: must be a whole number of at least {least}, got {getattr(self, name)!r}")
         for name, good, expected in (
@@ -104,7 +110,8 @@ class Run:
 
     def chunks(self) -> Iterator[Chunk]:
         """The steps in order, at most 25 at a time; as long as the sizes stay, all chunks have one length."""
-        borders = sorted({0, self.steps, *(step for step, _ in self.batch_ramp + self.sequence_ramp)})
+        certified = range(self.certify_every, self.steps, self.certify_every) if self.certify_every else ()
+        borders = sorted({0, self.steps, *(step for step, _ in self.batch_ramp + self.sequence_ramp), *certified})
         for begin, end in pairwise(borders):
             count = math.ceil((end - begin) / _CHUNK)
             length = math.ceil((end - begin) / count)

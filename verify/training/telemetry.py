@@ -36,6 +36,14 @@ VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "table_gradient_norm": (("table",), "nats per token", "Frobenius norm of dL/dW, embedding and head"),
     "table_update_rms": (("table",), "1", "root mean square of the step's change, embedding and head"),
     "table_rms": (("table",), "1", "root mean square of embedding and head before the step"),
+    "spectral_norm": (("matrix", "layer"), "1", "largest singular value of W before the step, if followed"),
+    "table_spectral_norm": (("table",), "1", "the same of embedding and head"),
+}
+
+
+CERTIFIED: dict[str, tuple[tuple[str, ...], str, str]] = {
+    "certified_bound": (("sublayer",), "1", "bound on the addition's Jacobian norm that these weights cannot break"),
+    "certified_jacobian_norm": (("sublayer",), "1", "that norm, by power iteration from below"),
 }
 
 
@@ -61,7 +69,7 @@ def record(
         "logit_rms": seen.output_norm["head"][0],
         "output_norm": jnp.stack([seen.output_norm[kind] for kind in params.blocks.matrices]),
     }
-    sizes = _sizes(params)
+    sizes = {kind: weight[0].size for kind, weight in matrices(params).items()}
     for matrix, table, tree, relative in (
         ("matrix_gradient_norm", "table_gradient_norm", gradients, False),
         ("update_rms", "table_update_rms", updates, True),
@@ -99,13 +107,38 @@ def tables(params: Transformer) -> tuple[str, ...]:
     return ("embedding",) if params.head is None else ("embedding", "head")
 
 
-def _sizes(params: Transformer) -> dict[str, int]:
-    """Entries of one matrix of each kind."""
-    sizes = {kind: int(np.prod(weight.shape[1:])) for kind, weight in params.blocks.matrices.items()}
-    sizes["embedding"] = params.embedding.size
-    if params.head is not None:
-        sizes["head"] = params.head.weight.size
-    return sizes
+def matrices(params: Transformer) -> dict[str, Float[Array, "layers fan_in fan_out"]]:
+    """Every weight matrix by kind, stacked; tables and head as one layer."""
+    head = {} if params.head is None else {"head": params.head.weight[None]}
+    return params.blocks.matrices | {"embedding": params.embedding[None]} | head
+
+
+def singular_vectors(params: Transformer, iterations: int = 10) -> dict[str, Float[Array, "layers fan_out"]]:
+    """Of every matrix, a guess at its first right singular vector: power iterations from all ones."""
+    vectors = {kind: jnp.ones((weight.shape[0], weight.shape[2])) for kind, weight in matrices(params).items()}
+    for _ in range(iterations):
+        vectors, _ = spectral_norms(params, vectors)
+    return vectors
+
+
+def spectral_norms(
+    params: Transformer, vectors: dict[str, Float[Array, "layers fan_out"]]
+) -> tuple[dict[str, Float[Array, "layers fan_out"]], Telemetry]:
+    """Better guesses by one power iteration each, and the singular values that they give, never too large."""
+    better, norms = {}, {}
+    for kind, weight in matrices(params).items():
+        left = jnp.einsum("lio,lo->li", weight, _unit(vectors[kind]))
+        right = jnp.einsum("lio,li->lo", weight, _unit(left))
+        better[kind], norms[kind] = _unit(right), jnp.linalg.norm(right, axis=1)
+    return better, {
+        "spectral_norm": jnp.stack([norms[kind] for kind in params.blocks.matrices]),
+        "table_spectral_norm": jnp.concatenate([norms[kind] for kind in tables(params)]),
+    }
+
+
+def _unit(rows: Float[Array, "layers width"]) -> Float[Array, "layers width"]:
+    length = jnp.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / jnp.where(length > 0, length, 1)
 
 
 def global_norm(tree: Transformer) -> Float[Array, ""]:
