@@ -1,9 +1,10 @@
-"""Measure, train and judge: python -m verify init | train | sweep | report.
+"""Measure, train and judge: python -m verify init | train | recover | sweep | coordinates | report.
 
 Exit status 0: done; 1: a check failed; 2: wrong usage, with one line that names the field, the value and the choices.
 """
 
 import dataclasses
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import tyro
 from theory.architecture import Architecture
 from theory.command_line import ArchitectureFlags, Preset, architecture, flags, parse, preset_arch, run
 from verify.training.optimizer import Optimizer
+from verify.training.recovery import Recovery
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -45,16 +47,29 @@ _OPTIMIZER_HELP = {
     "clipping": "of the global norm, or beside it zclip, adagc or spam",
 }
 
-# Optimizer's fields without its checks: tyro would print what those raise as a box of its own.
-OptimizerFlags: Any = dataclasses.make_dataclass(
-    "OptimizerFlags",
-    [
-        (field.name, Annotated[field.type, tyro.conf.arg(help=_OPTIMIZER_HELP[field.name])], field)
-        for field in _OPTIMIZER_FIELDS
-    ],
-    frozen=True,
-    namespace={"__module__": __name__},
-)
+_RECOVERY_HELP = {
+    "window": "steps whose median loss a spike lies above",
+    "excess": "by how many nats",
+    "patience": "in how many steps in a row",
+    "back": "steps before the spike, at least, that the run goes back (PaLM: about 100)",
+    "skip": "batches left out from there on (PaLM: 200 to 500)",
+    "every": "steps from one kept state to the next",
+    "ring": "how many states are kept",
+    "most": "recoveries of a run; later spikes are ridden out",
+}
+
+
+def _flags(kind: type, help: dict[str, str]) -> Any:
+    """The fields of a dataclass without its checks: tyro would print what those raise as a box of its own."""
+    fields = [
+        (field.name, Annotated[field.type, tyro.conf.arg(help=help[field.name])], field)
+        for field in dataclasses.fields(kind)
+    ]
+    return dataclasses.make_dataclass(f"{kind.__name__}Flags", fields, frozen=True, namespace={"__module__": __name__})
+
+
+OptimizerFlags: Any = _flags(Optimizer, _OPTIMIZER_HELP)
+RecoveryFlags: Any = _flags(Recovery, _RECOVERY_HELP)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +108,7 @@ class Init:
 
 
 @dataclasses.dataclass(frozen=True)
-class Train:
-    """Train every rate with every seed and keep one netCDF file a run; finished runs are not repeated."""
-
+class _Training:
     arch: ArchitectureFlags = dataclasses.field(default_factory=lambda: ArchitectureFlags(num_layers=4, d_model=64))
     """the model"""
     preset: Preset = None
@@ -103,10 +116,6 @@ class Train:
     """that preset at 4 layers, d_model 64, 2 heads, 64 tokens of 256 words; without it, at its published size"""
     optimizer: OptimizerFlags = dataclasses.field(default_factory=OptimizerFlags)
     """optimizer and schedule"""
-    rates: tuple[float, ...] = ()
-    """peak learning rates, one run each; none: the optimizer's learning rate alone"""
-    seeds: int = 1
-    """seeds of weights and data order, from 0"""
     corpus: str = "stdlib"
     """stdlib, words, zipf, text:PATH, tokens:PATH.bin or hub:NAME (docs/corpora.md)"""
     batch_size: int = 8
@@ -131,6 +140,16 @@ class Train:
     """scale every head's attention logits so that the largest is this"""
     precision: Literal["float32", "bfloat16"] = "float32"
     """of weights and activations in a step; weights are kept in float32"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Train(_Training):
+    """Train every rate with every seed and keep one netCDF file a run; finished runs are not repeated."""
+
+    rates: tuple[float, ...] = ()
+    """peak learning rates, one run each; none: the optimizer's learning rate alone"""
+    seeds: int = 1
+    """seeds of weights and data order, from 0"""
     lanes: int | None = None
     """most runs that advance together in one compiled program (None: as many as pay and fit into memory)"""
     mesh: MeshFlags = dataclasses.field(default_factory=MeshFlags)
@@ -139,6 +158,18 @@ class Train:
     """processes that train each run together"""
     out: Path = Path("runs")
     """folder of the runs' files"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recover(_Training):
+    """Train one run; at a loss spike go back, leave out the batches around it, and go on (docs/recovery.md)."""
+
+    seed: int = 0
+    """of weights, data order and dropout"""
+    recovery: RecoveryFlags = dataclasses.field(default_factory=RecoveryFlags)
+    """what a spike is, and how far the run goes back"""
+    out: Path = Path("runs")
+    """folder of the run's file, and of its states"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,6 +232,40 @@ class Sweep:
 
 
 @dataclasses.dataclass(frozen=True)
+class Coordinates:
+    """Train a few steps at several widths and depths: does what the network computes keep its size? Status 1 if not.
+
+    A preset gives the model alone, at 4 layers, d_model 64, 2 heads, 64 tokens of 256 words (docs/coordinates.md).
+    """
+
+    arch: ArchitectureFlags = dataclasses.field(
+        default_factory=lambda: ArchitectureFlags(num_layers=4, d_model=64, seq_len=32)
+    )
+    """the model: its depth at every width, its width at every depth; heads stay as wide, d_ff keeps its share"""
+    preset: Preset = None
+    optimizer: OptimizerFlags = dataclasses.field(
+        default_factory=lambda: OptimizerFlags(schedule="constant", warmup_steps=0)
+    )
+    """optimizer and schedule"""
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    """widths d_model, in coordinates (none: depths alone)"""
+    depths: tuple[int, ...] = (2, 4, 8, 16, 32)
+    """depths num_layers, in blocks (none: widths alone)"""
+    steps: int = 10
+    """optimizer steps; judged after the last one"""
+    seeds: int = 4
+    """seeds of weights and data order, from 0"""
+    tolerance: float = 0.2
+    """largest exponent in width or depth that counts as constant"""
+    corpus: str = "stdlib"
+    """stdlib, words, zipf, text:PATH, tokens:PATH.bin or hub:NAME (docs/corpora.md)"""
+    batch_size: int = 8
+    """sequences a step, and in the fixed batch"""
+    out: Path = Path("coordinates")
+    """folder of the table, the slopes and the pictures"""
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
     """Derive, predict, measure, train and judge; writes OUT/index.html and its data."""
 
@@ -228,10 +293,29 @@ class Report:
     """folder of the report"""
 
 
+@dataclasses.dataclass(frozen=True)
+class Claims:
+    """Train what the papers' claims are judged on, and judge them; finished runs are not repeated."""
+
+    ids: tyro.conf.Positional[tuple[str, ...]] = ()
+    """claims such as SSP-1; none: all that are judged on trained runs"""
+    scale: Literal["tiny", "small", "gpu"] = "small"
+    """tiny: whether it runs; small: hours on 2 cores; gpu: one accelerator"""
+    plan: bool = False
+    """print what is to be done, and stop"""
+    lanes: int | None = None
+    """most runs that advance together in one compiled program (None: as many as pay and fit into memory)"""
+    out: Path = Path("claims")
+    """folder of the runs and verdicts"""
+
+
 Command = (
     Annotated[Init, tyro.conf.subcommand("init")]
     | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Recover, tyro.conf.subcommand("recover")]
     | Annotated[Sweep, tyro.conf.subcommand("sweep")]
+    | Annotated[Coordinates, tyro.conf.subcommand("coordinates")]
+    | Annotated[Claims, tyro.conf.subcommand("claims")]
     | Annotated[Report, tyro.conf.subcommand("report")]
 )
 
@@ -241,7 +325,10 @@ def main(arguments: list[str] | None = None) -> int:
     commands: dict[type, Callable[[Any], int]] = {
         Init: _init,
         Train: _train,
+        Recover: _recover,
         Sweep: _sweep,
+        Coordinates: _coordinates,
+        Claims: _claims,
         Report: _report,
     }
 
@@ -274,14 +361,15 @@ def _init(options: Init) -> int:
 def _preset_arch(options: Any) -> Any:
     from verify.training.recipes import small
 
-    if isinstance(options, Train) and options.preset and options.small:
+    small_one = isinstance(options, Coordinates) or (isinstance(options, _Training) and options.small)
+    if small_one and options.preset:
         return dataclasses.replace(options, arch=flags(small(options.preset)))
     return preset_arch(options)
 
 
 def _preset_training(options: Any) -> Any:
     """Optimizer, ramp, dropout and z-loss of a preset, at the size and length that are known by now."""
-    if not isinstance(options, Train) or options.preset is None:
+    if not isinstance(options, _Training) or options.preset is None:
         return options
     from verify.training.recipes import trained_as
 
@@ -298,6 +386,37 @@ def _train(options: Train) -> int:
         _runs(options), options.out, lambda run: {"learning_rate": run.optimizer.learning_rate, "seed": run.seed},
         here(options.lanes, _mesh(options.mesh, options.hosts)),
     )  # fmt: skip
+
+
+def _recover(options: Recover) -> int:
+    from verify.sweeps import store
+    from verify.training.recovery import digest, train_recovering
+    from verify.training.run import require_data
+
+    run = dataclasses.replace(_run(options), seed=options.seed)
+    recovery = Recovery(**vars(options.recovery))
+    require_data([run])
+    store.require_writable(options.out)
+    plain = store.path_of(run, options.out)
+    path = plain.with_name(f"{plain.stem}_recovery_{digest(run, recovery)}.nc")
+    if path.exists():
+        dataset = store.load(path)
+    else:
+        states = path.with_suffix(".states")
+        print(f"{run.steps} steps, states in {states}; after an interruption the same command goes on", flush=True)
+        try:
+            dataset = train_recovering(run, recovery, states, told=lambda line: print(line, flush=True))
+        except KeyboardInterrupt:
+            print("\ninterrupted; the same command goes on", file=sys.stderr)
+            return 130
+        configuration = json.dumps(store.configuration(run) | {"recovery": store.plain(recovery)}, sort_keys=True)
+        store.write_dataset(path, dataset.assign_attrs(configuration=configuration))
+    print(
+        f"{dataset.attrs['outcome']} at step {dataset.attrs['outcome_step']}, "
+        f"{len(json.loads(dataset.attrs['recoveries']))} recoveries, "
+        f"held-out loss {dataset.attrs['held_out_loss']:.4f} nats per token: {path}"
+    )
+    return 0
 
 
 def _sweep(options: Sweep) -> int:
@@ -334,7 +453,7 @@ def _mesh(flags: MeshFlags, hosts: HostFlags) -> "Mesh | None":
     return None if flags == MeshFlags() and hosts == HostFlags() else MeshShape(**vars(flags)).mesh()
 
 
-def _run(options: Train) -> "Run":
+def _run(options: _Training) -> "Run":
     from verify.training.run import Run
 
     optimizer = Optimizer(**{field.name: getattr(options.optimizer, field.name) for field in _OPTIMIZER_FIELDS})
@@ -356,8 +475,25 @@ def _runs(options: Train) -> "list[Run]":
     ]
 
 
-_SHARED = frozenset(field.name for field in dataclasses.fields(Train)) - {"arch", "optimizer"}
-"""fields of Train, as far as Run has them too"""
+_SHARED = frozenset(field.name for field in dataclasses.fields(_Training)) - {"arch", "optimizer"}
+"""fields of a training's flags, as far as Run has them too"""
+
+
+def _coordinates(options: Coordinates) -> int:
+    from verify.report.coordinates import Check, check
+    from verify.training.run import Run
+
+    optimizer = Optimizer(**{field.name: getattr(options.optimizer, field.name) for field in _OPTIMIZER_FIELDS})
+    run = Run(
+        architecture(options.arch), optimizer, corpus=options.corpus, batch_size=options.batch_size, steps=options.steps
+    )
+    return check(Check(run, options.widths, options.depths, options.seeds, options.tolerance, options.out))
+
+
+def _claims(options: Claims) -> int:
+    from verify.claims.command import judge
+
+    return judge(options.ids, options.scale, options.out, options.lanes, options.plan)
 
 
 def _report(options: Report) -> int:

@@ -13,6 +13,7 @@ from rich.table import Table
 from theory import derive
 from theory.derivation import topics
 from verify.claims import Verdict
+from verify.claims.evidence import Evidence
 from verify.report import stages
 from verify.report.options import METHODS, TITLES, ReportOptions
 from verify.report.page import page
@@ -62,10 +63,10 @@ def _run(options: ReportOptions) -> int:
             with stage(f"train {TITLES[method]} (steps)", total) as advance:
                 stages.train_method(options, method, advance)
         with stage("judge and draw", 2) as advance:
-            files = stages.run_files(options)
-            runs = {key: store.load(path) for key, path in files.items()}
-            table = stages.run_table(runs, options.training_runs("vanilla")[0].optimizer.warmup_steps)
-            table["file"] = [path.name for path in files.values()]
+            cells = stages.run_cells(options)
+            evidence = Evidence(options.out / "runs", stages.SPIKE_WINDOW)
+            runs = {tuple(cell.labels.values()): evidence.dataset(cell) for cell in cells}
+            table = evidence.table(cells)
             verdicts = stages.judge(options, analyses, by_width, table)
             advance(1)
             html = page(options, derivations, analyses, runs, table, verdicts)

@@ -14,10 +14,10 @@ from theory import Architecture, bound, predict
 from verify.claims import Verdict
 from verify.claims import initialization as at_initialization
 from verify.claims import training as in_training
+from verify.claims.evidence import Cell
 from verify.measurement import measure
 from verify.measurement.jacobian import sublayer_jacobian_norms
 from verify.report.options import METHODS, ReportOptions
-from verify.statistics import spikes
 from verify.sweeps import store
 from verify.sweeps.lanes import train_missing
 from verify.training.corpus import load_corpus
@@ -82,39 +82,13 @@ def train_method(options: ReportOptions, method: str, advance: Advance) -> None:
     train_missing(options.training_runs(method), folder, advanced=advance)
 
 
-def run_files(options: ReportOptions) -> dict[tuple[str, float, int], Path]:
-    """The file of every training run of the report by (method, rate, seed)."""
-    return {
-        (method, run.optimizer.learning_rate, run.seed): store.path_of(run, options.out / "runs")
+def run_cells(options: ReportOptions) -> tuple[Cell, ...]:
+    """Every training run of the report, labelled method, rate and seed."""
+    return tuple(
+        Cell({"method": method, "rate": run.optimizer.learning_rate, "seed": run.seed}, run)
         for method in METHODS
         for run in options.training_runs(method)
-    }
-
-
-def run_table(runs: dict[tuple[str, float, int], xr.Dataset], warm_up: int) -> pd.DataFrame:
-    """One row a run: method, rate, seed, outcome, losses and spike metrics, all counted after warm-up."""
-    rows = []
-    for (method, rate, seed), run in runs.items():
-        loss, gradient = run["loss"].to_numpy(), run["gradient_norm"].to_numpy()
-        diverged = run.attrs["outcome"] != "finished"
-        rows.append(
-            {
-                "method": method,
-                "rate": rate,
-                "seed": seed,
-                "outcome": run.attrs["outcome"],
-                "outcome_step": run.attrs["outcome_step"],
-                "held_out_loss": np.inf if diverged else run.attrs["held_out_loss"],
-                "loss_spikes": spikes.spike_count(spikes.spike_steps(loss, SPIKE_WINDOW, warm_up=warm_up)),
-                "gradient_spikes": spikes.spike_count(spikes.spike_steps(gradient, SPIKE_WINDOW, warm_up=warm_up)),
-                "largest_loss_excess": spikes.largest_excess(loss, after=warm_up),
-                "relative_loss_excess": spikes.relative_excess(loss, after=warm_up),
-                "gradient_norm_ratio": spikes.gradient_norm_ratio(gradient, after=warm_up),
-                "largest_gradient_norm": float(np.max(gradient[warm_up:])),
-                "largest_update_ratio": float(np.nanmax(run["update_rms"] / run["parameter_rms"])),
-            }
-        )
-    return pd.DataFrame(rows)
+    )
 
 
 def judge(

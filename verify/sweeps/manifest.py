@@ -17,7 +17,7 @@ from beartype.door import is_bearable
 from theory.architecture import Architecture
 from theory.presets import preset
 from verify.training.optimizer import Optimizer
-from verify.training.run import Run
+from verify.training.run import Run, changed
 
 _NESTED = {"arch": Architecture, "optimizer": Optimizer}
 
@@ -97,7 +97,7 @@ def _require_known(where: str, names: Iterable[str], choices: Sequence[str]) -> 
 
 
 def _run(base: Architecture, values: dict[str, Any]) -> Run:
-    parts: dict[str, dict[str, Any]] = {"": {}, "arch": {}, "optimizer": {}}
+    fields = {}
     for name, value in values.items():
         part, _, field = name.rpartition(".")
         kind = typing.get_type_hints(_NESTED.get(part, Run))[field]
@@ -107,9 +107,8 @@ def _run(base: Architecture, values: dict[str, Any]) -> Run:
             value = float(value)
         if not is_bearable(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise ValueError(f"{name}: must be {getattr(kind, '__name__', kind)}, got {value!r}")
-        parts[part][field] = value
-    arch = dataclasses.replace(base, **parts["arch"])
-    return Run(arch=arch, optimizer=Optimizer(**parts["optimizer"]), **parts[""])
+        fields[name] = value
+    return changed(Run(base), fields)
 
 
 def _read(run: Run, name: str) -> object:

@@ -2,10 +2,10 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 from models import Switches
 from theory import Architecture
@@ -118,6 +118,19 @@ class Run:
             sizes = _at(begin, self.batch_ramp, self.batch_size), _at(begin, self.sequence_ramp, self.arch.seq_len)
             for start in range(begin, end, length):
                 yield Chunk(start, min(start + length, end), length, *sizes)
+
+
+def changed(run: Run, fields: Mapping[str, Any]) -> Run:
+    """The run with other values of these fields; those of its model and optimizer are named arch.X and optimizer.X."""
+    parts: dict[str, dict[str, Any]] = {"": {}, "arch": {}, "optimizer": {}}
+    for name, value in fields.items():
+        part, _, field = name.rpartition(".")
+        parts[part][field] = value
+    whole: dict[str, Any] = {
+        "arch": dataclasses.replace(run.arch, **parts["arch"]),
+        "optimizer": dataclasses.replace(run.optimizer, **parts["optimizer"]),
+    } | parts[""]
+    return dataclasses.replace(run, **whole)
 
 
 def _at(step: int, ramp: Ramp, size: int) -> int:

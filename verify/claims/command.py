@@ -1,0 +1,80 @@
+"""`python -m verify claims`: train what the claims ask for, each run once, and judge them."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from verify.claims import CLAIMS, Claim, Verdict
+from verify.claims.evidence import Cell, Evidence
+from verify.claims.scale import Scale, scale
+from verify.sweeps import store
+from verify.sweeps.command import here, train
+from verify.sweeps.cost import cost
+from verify.training.run import Run
+
+
+def judge(ids: Sequence[str], scale_name: str, out: Path, lanes: int | None, plan_only: bool) -> int:
+    """Train what is missing of the claims' runs into out/runs, print the verdicts and write out/verdicts.json.
+
+    ids: none for all that are judged on trained runs. Returns the exit status, 130 after an interruption. Raises
+    ValueError for an unknown claim or scale, and for one that the report judges.
+    """
+    chosen, at = _chosen(ids), scale(scale_name)
+    asked = {claim.id: _cells(claim, at) for claim in chosen}
+    runs = {cell.run: cell for cells in asked.values() for cell in cells}
+    folder = out / "runs"
+    _print_plan(asked, folder, at)
+    if plan_only:
+        return 0
+    status = train(list(runs), folder, lambda run: dict(runs[run].labels), here(lanes, None))
+    if status:
+        return status
+    evidence = Evidence(folder, at.window)
+    verdicts = [claim.judge(evidence, at) for claim in chosen if claim.judge is not None]
+    text = json.dumps([dataclasses.asdict(verdict) for verdict in verdicts], indent=1)
+    store.write_atomically(out / "verdicts.json", lambda path: path.write_text(text, encoding="utf-8"))
+    _print(verdicts)
+    print(f"evidence: {folder}/, verdicts: {out / 'verdicts.json'}")
+    return 0
+
+
+def _chosen(ids: Sequence[str]) -> list[Claim]:
+    for name in ids:
+        if name not in CLAIMS:
+            raise ValueError(f"claims: unknown value {name!r}; choose one of {', '.join(CLAIMS)}")
+        if CLAIMS[name].judge is None:
+            raise ValueError(f"claims: {name} is judged by python -m verify report")
+    return [claim for claim in CLAIMS.values() if claim.judge is not None and (not ids or claim.id in ids)]
+
+
+def _cells(claim: Claim, at: Scale) -> list[Cell]:
+    return [cell for runs in claim.runs for cell in runs(at)]
+
+
+def _print_plan(asked: dict[str, list[Cell]], folder: Path, at: Scale) -> None:
+    table = Table("claim", "runs", "of them new", "done", "steps to do", "FLOP to do", title=f"plan, scale {at.name}")
+    seen: set[Run] = set()
+    total_steps, total_flops = 0, 0.0
+    for name, cells in asked.items():
+        runs = list(dict.fromkeys(cell.run for cell in cells))
+        new = [run for run in runs if run not in seen]
+        left = [run for run in new if not store.path_of(run, folder).exists()]
+        steps, flops = sum(run.steps for run in left), sum(cost(run).flops for run in left)
+        table.add_row(name, str(len(runs)), str(len(new)), str(len(new) - len(left)), str(steps), f"{flops:.3g}")
+        seen |= set(new)
+        total_steps, total_flops = total_steps + steps, total_flops + flops
+    table.add_section()
+    table.add_row("all", "", str(len(seen)), "", str(total_steps), f"{total_flops:.3g}")
+    Console(width=100).print(table)
+
+
+def _print(verdicts: Sequence[Verdict]) -> None:
+    table = Table("claim", "verdict", "effect", "value", "95 % interval", "sample", title="claims, judged")
+    for verdict in verdicts:
+        interval = f"{verdict.low:.3g} .. {verdict.high:.3g}"
+        table.add_row(verdict.claim, verdict.outcome, verdict.effect, f"{verdict.value:.3g}", interval, verdict.samples)
+    Console(width=140).print(table)

@@ -1,0 +1,94 @@
+"""What a claim about training is judged on: labelled runs, trained once however many claims ask for them."""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from verify.statistics import spikes
+from verify.sweeps import store
+from verify.training.run import Run, changed
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A run, and what a table calls it by: the fields in which it differs from its neighbours, by their last name."""
+
+    labels: Mapping[str, Any]
+    run: Run
+
+
+def cells(base: Run, axes: Mapping[str, Sequence[Any]], **labels: Any) -> tuple[Cell, ...]:
+    """Every combination of the axes' values; axes: names of fields as `verify.training.run.changed` takes them.
+
+    labels: further ones, the same for all.
+    """
+    made = []
+    for values in itertools.product(*axes.values()):
+        fields = dict(zip(axes, values, strict=True))
+        short = {name.rpartition(".")[2]: getattr(value, "name", value) for name, value in fields.items()}
+        made.append(Cell(short | labels, changed(base, fields)))
+    return tuple(made)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Finished runs in a folder. window: steps that spike metrics look back (`verify.statistics.spikes`)."""
+
+    folder: Path
+    window: int
+
+    def path(self, cell: Cell) -> Path:
+        """The file of that run."""
+        return store.path_of(cell.run, self.folder)
+
+    def dataset(self, cell: Cell) -> xr.Dataset:
+        """All that was recorded of it."""
+        return store.load(self.path(cell))
+
+    def table(self, cells: Iterable[Cell]) -> pd.DataFrame:
+        """One row a run: its labels, `summary`, and its file's name."""
+        return pd.DataFrame(
+            [
+                {**cell.labels, **summary(cell.run, self.dataset(cell), self.window), "file": self.path(cell).name}
+                for cell in cells
+            ]
+        )
+
+
+def summary(run: Run, dataset: xr.Dataset, window: int) -> dict[str, float | int | str]:
+    """A run in numbers; losses in nats per token, spikes counted after warm-up.
+
+    outcome, outcome_step: as recorded. initial_loss: of the first step; final_loss: mean of the last tenth, the initial
+    one where the run has not finished or ends above it, as SSP counts it; held_out_loss: inf where it has not finished.
+    loss_spikes, gradient_spikes: events of values 7 standard deviations off the mean of `window` steps before, merged
+    within 10; loss_spike_score, gradient_spike_score: the share of steps. largest_loss_excess: of the 10-step mean over
+    its running minimum; relative_loss_excess: in units of that mean's noise. gradient_norm_ratio: largest over median.
+    """
+    loss, gradient = (dataset[name].to_numpy().astype(np.float64) for name in ("loss", "gradient_norm"))
+    after, finished = run.optimizer.warmup_steps, dataset.attrs["outcome"] == "finished"
+    flags = {
+        name: spikes.spike_steps(series, window, warm_up=after)
+        for name, series in (("loss", loss), ("gradient", gradient))
+    }
+    last = float(np.mean(loss[-max(len(loss) // 10, 1) :]))
+    return {
+        "outcome": dataset.attrs["outcome"],
+        "outcome_step": int(dataset.attrs["outcome_step"]),
+        "initial_loss": float(loss[0]),
+        "final_loss": min(last, float(loss[0])) if finished else float(loss[0]),
+        "held_out_loss": dataset.attrs["held_out_loss"] if finished else np.inf,
+        **{f"{name}_spikes": spikes.spike_count(flags[name]) for name in flags},
+        **{f"{name}_spike_score": float(flags[name].mean()) for name in flags},
+        "largest_loss_excess": spikes.largest_excess(loss, after=after),
+        "relative_loss_excess": spikes.relative_excess(loss, after=after),
+        "gradient_norm_ratio": spikes.gradient_norm_ratio(gradient, after=after),
+        "largest_gradient_norm": float(np.max(gradient[after:])),
+        "largest_attention_logit": float(np.nanmax(dataset["largest_attention_logit"])),
+        "largest_update_ratio": float(np.nanmax(dataset["update_rms"] / dataset["parameter_rms"])),
+    }
