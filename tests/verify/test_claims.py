@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 
 from theory import Architecture
-from verify.claims import CLAIMS
 from verify.claims import initialization as at_initialization
 from verify.claims import training as in_training
 
@@ -94,10 +93,3 @@ def test_spikes(events, outcome):
 )
 def test_rates(loss, outcome):
     assert in_training.judge_rates(runs(held_out_loss=loss), "").outcome == outcome
-
-
-def test_claims_are_complete():
-    assert list(CLAIMS) == [f"SNM-{number}" for number in range(1, 8)]
-    for claim in CLAIMS.values():
-        assert claim.statement and claim.protocol and claim.rule
-        assert claim.source.endswith(("[P]", "[S]"))

@@ -34,7 +34,7 @@ class Scale:
 SCALES = {
     scale.name: scale
     for scale in (
-        Scale("tiny", ((1, 16), (2, 16)), 8, 4, 24, 2, 2, (1e-3, 1e-1), 10),
+        Scale("tiny", ((1, 16), (2, 16)), 8, 4, 40, 2, 2, (1e-3, 1e-1), 10),
         Scale("small", ((2, 32), (4, 64), (6, 96)), 64, 8, 500, 3, 20, PAPER_RATES, 100),
         Scale("gpu", ((4, 128), (8, 256), (12, 512)), 256, 32, 4000, 3, 20, PAPER_RATES, 1000),
     )

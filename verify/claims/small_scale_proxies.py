@@ -25,6 +25,8 @@ _SSP = "arXiv 2309.14322"
 D_HEAD = 32
 RATE, SEED, ATTENTION = "optimizer.learning_rate", "seed", "arch.attention"
 DIVERGING_LOGIT = 1e4
+RESOLVED = 0.05
+"""nats of S: smaller differences count as none"""
 
 
 def base(scale: Scale, size: tuple[int, int]) -> Run:
@@ -87,24 +89,30 @@ def _difference(first: Sensitivity, second: Sensitivity) -> tuple[float, float, 
     return value, value - float(below), value + float(above)
 
 
+def _sign(difference: tuple[float, float, float]) -> int:
+    """1 or -1 where the whole interval and at least RESOLVED nats lie on that side, else 0."""
+    value, low, high = difference
+    return int(low > 0 and value >= RESOLVED) - int(high < 0 and value <= -RESOLVED)
+
+
 def judge_qk_norm(evidence: Evidence, scale: Scale) -> Verdict:
     """SSP-1."""
     table = evidence.table(ladder(scale))
     found = _sensitivities(table, ["size", "attention"])
     largest, smallest = _name(scale.sizes[-1]), _name(scale.sizes[0])
-    value, low, high = _difference(found[largest, "standard"], found[largest, "qk_norm"])
+    gap = _difference(found[largest, "standard"], found[largest, "qk_norm"])
     stable = {key: stable_rate(rows) for key, rows in table.groupby(["size", "attention"], sort=False)}
     falls = stable[largest, "standard"] < stable[smallest, "standard"]
     more = stable[largest, "qk_norm"] > stable[largest, "standard"]
     outcome: Outcome = "inconclusive"
-    if low > 0 and falls and more:
+    if _sign(gap) > 0 and falls and more:
         outcome = "supported"
-    elif high < 0 or (stable[largest, "standard"] > stable[smallest, "standard"] and low <= 0):
+    elif _sign(gap) < 0 or (stable[largest, "standard"] > stable[smallest, "standard"] and _sign(gap) <= 0):
         outcome = "refuted"
     rates = ", ".join(f"{size} {attention} {rate:g}" for (size, attention), rate in stable.items())
     return Verdict(
         "SSP-1", outcome, f"S in nats without less S with QK norm at {largest} (highest stable rates: {rates})",
-        value, low, high, _sizes(table), scale.name,
+        *gap, _sizes(table), scale.name,
     )  # fmt: skip
 
 
@@ -119,17 +127,16 @@ def judge_size(evidence: Evidence, scale: Scale) -> Verdict:
         means = rows.groupby("attention")["final_loss"].mean()
         gaps.append(abs(means["standard"] - means["qk_norm"]))
     weakest = min(rises, key=lambda a: rises[a][0])
-    value, low, high = rises[weakest]
     outcome: Outcome = "inconclusive"
-    if low > 0 and max(gaps) < 0.1:
+    if _sign(rises[weakest]) > 0 and max(gaps) < 0.1:
         outcome = "supported"
-    elif high < 0:
+    elif _sign(rises[weakest]) < 0:
         outcome = "refuted"
     return Verdict(
         "SSP-2", outcome,
         f"S in nats at {largest} less at {smallest}, {weakest} attention, where it rises least (at the lowest rate the "
         f"two curves are at most {max(gaps):.2f} nats apart)",
-        value, low, high, _sizes(table), scale.name,
+        *rises[weakest], _sizes(table), scale.name,
     )  # fmt: skip
 
 
@@ -245,18 +252,15 @@ def judge_warmup(evidence: Evidence, scale: Scale) -> Verdict:
     """SSP-6."""
     table = evidence.table(warmup_runs(scale))
     found = _sensitivities(table, "variant")
-    value, low, high = _difference(found["warm-up 1/100"], found["warm-up 1/5"])
+    short = _difference(found["warm-up 1/100"], found["warm-up 1/5"])
     coupled = _difference(found["coupled decay"], found["warm-up 1/20"])
-    outcome: Outcome = "inconclusive"
-    if low > 0 and coupled[1] > 0:
-        outcome = "supported"
-    elif high < 0 or coupled[2] < 0:
-        outcome = "refuted"
+    signs = _sign(short), _sign(coupled)
+    outcome: Outcome = "supported" if min(signs) > 0 else "refuted" if min(signs) < 0 else "inconclusive"
     return Verdict(
         "SSP-6", outcome,
         f"S in nats with the shortest less with the longest warm-up (coupled less independent decay: {coupled[0]:.2f}, "
         f"{coupled[1]:.2f} to {coupled[2]:.2f})",
-        value, low, high, _sizes(table), scale.name,
+        *short, _sizes(table), scale.name,
     )  # fmt: skip
 
 
@@ -274,11 +278,11 @@ def judge_shape(evidence: Evidence, scale: Scale) -> Verdict:
     """SSP-7."""
     table = evidence.table(shape_runs(scale))
     found = _sensitivities(table, "variant")
-    value, low, high = _difference(found["deep"], found["wide"])
-    outcome: Outcome = "supported" if low > 0 else "refuted" if high < 0 else "inconclusive"
+    gap = _difference(found["deep"], found["wide"])
+    outcome: Outcome = ("inconclusive", "supported", "refuted")[_sign(gap)]
     return Verdict(
         "SSP-7", outcome, "S in nats four times as deep less twice as wide (the small one: "
-        f"{found['small'].value:.2f})", value, low, high, _sizes(table), scale.name,
+        f"{found['small'].value:.2f})", *gap, _sizes(table), scale.name,
     )  # fmt: skip
 
 
@@ -304,17 +308,17 @@ def judge_mup(evidence: Evidence, scale: Scale) -> Verdict:
         for name, which in (("standard", plain), ("mup", scaled))
     }
     largest = _name(scale.sizes[-1])
-    value, low, high = _difference(scaled[largest], plain[largest])
+    gap = _difference(scaled[largest], plain[largest])
     outcome: Outcome = "inconclusive"
-    if spread["mup"] < spread["standard"] and low <= 0 <= high:
+    if spread["mup"] < spread["standard"] and _sign(gap) >= 0:
         outcome = "supported"
-    elif spread["mup"] > spread["standard"] or high < 0:
+    elif spread["mup"] > spread["standard"] or _sign(gap) < 0:
         outcome = "refuted"
     return Verdict(
         "SSP-8", outcome,
         f"S in nats with muP less without at {largest} (best rates spread over {spread['mup']:.1f} decades with, "
         f"{spread['standard']:.1f} without)",
-        value, low, high, _sizes(mup), scale.name,
+        *gap, _sizes(mup), scale.name,
     )  # fmt: skip
 
 
@@ -392,7 +396,10 @@ def _sizes(table: pd.DataFrame) -> str:
     return f"{len(table)} runs, {table['seed'].nunique()} seeds, {table['learning_rate'].nunique()} rates"
 
 
-_LADDER = "The paper's set-up at the scale's sizes, with and without QK norm, at every rate and seed; S over the rates."
+_LADDER = (
+    "The paper's set-up at the scale's sizes, with and without QK norm, at every rate and seed; S over the rates, where "
+    "differences below 0.05 nats count as none."
+)
 
 
 def _claim(number: int, statement: str, protocol: str, rule: str, judge: Any, *runs: Any) -> Claim:
@@ -452,8 +459,8 @@ CLAIMS = (
     _claim(
         8, "muP (simple) stabilises the best rate, and lowers neither loss nor S.",
         "The sizes with QK norm, standard and muP (simple) with the smallest width as base.",
-        "Supported if the best rates spread over less and the difference of S at the largest size is not resolved; "
-        "refuted if they spread over more, or S is lower with muP.",
+        "Supported if the best rates spread over less and S at the largest size is not lower; refuted if they spread "
+        "over more, or S is lower with muP.",
         judge_mup, ladder, mup_runs,
     ),
     _claim(

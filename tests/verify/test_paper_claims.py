@@ -1,0 +1,275 @@
+"""Judges of claims about training, on runs made to support, refute and leave open; and the command that trains them."""
+
+import json
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+
+from verify.__main__ import main
+from verify.claims import CLAIMS, small_scale_proxies, training_stability
+from verify.claims.evidence import cells, summary
+from verify.claims.scale import SCALES, Scale
+from verify.training.optimizer import Optimizer
+from verify.training.run import Run
+
+AT = Scale("made", ((1, 16), (2, 32), (3, 64)), 8, 4, 100, 4, 4, (1e-3, 1e-2, 1e-1), 10)
+NOISE = 0.01
+
+
+class Made:
+    """Evidence whose runs come out as a function of their labels says, with a little noise by seed."""
+
+    def __init__(self, row, series=None):
+        self.row, self.series = row, series
+
+    def table(self, cells):
+        rows = []
+        for number, cell in enumerate(cells):
+            noise = NOISE * np.random.default_rng(number).standard_normal()
+            row = {"outcome": "finished", "initial_loss": 5.0, "final_loss": 2.0, "largest_attention_logit": 10.0}
+            row |= cell.labels | self.row(**cell.labels)
+            rows.append(row | {"final_loss": row["final_loss"] + noise})
+        return pd.DataFrame(rows)
+
+    def dataset(self, cell):
+        return self.series(cell)
+
+
+def judged(claim, row=lambda **labels: {}, series=None):
+    verdict = CLAIMS[claim].judge(Made(row, series), AT)
+    assert verdict.claim == claim and verdict.scale == "made"
+    return verdict.outcome
+
+
+def grows(better):
+    """At the highest rate the largest size fails with standard attention, with QK norm not; or the other way round."""
+
+    def row(attention, learning_rate, size, **_):
+        fails = learning_rate == 1e-1 and size == "3 x 64" and attention != better
+        return {"final_loss": 5.0, "outcome": "non_finite_loss"} if fails else {}
+
+    return row
+
+
+def test_qk_norm():
+    assert judged("SSP-1", grows("qk_norm")) == "supported"
+    assert judged("SSP-1", grows("standard")) == "refuted"
+    assert judged("SSP-1") == "inconclusive"
+
+
+def test_size():
+    def row(size, learning_rate, losses, **_):
+        return {"final_loss": losses[size] if learning_rate > 1e-2 else 2.0}
+
+    rises = dict(zip(("1 x 16", "2 x 32", "3 x 64"), (2.0, 2.5, 3.0), strict=True))
+    falls = dict(zip(rises, reversed(rises.values()), strict=True))
+    same = dict.fromkeys(rises, 2.5)
+    for losses, outcome in ((rises, "supported"), (falls, "refuted"), (same, "inconclusive")):
+        assert judged("SSP-2", partial(row, losses=losses)) == outcome
+
+
+@pytest.mark.parametrize(
+    ("by_norms", "first", "outcome"),
+    [(0.9, True, "supported"), (0.1, True, "refuted"), (0.9, False, "inconclusive")],
+)
+def test_logit_growth(by_norms, first, outcome):
+    """Logits grow a hundredfold, in block 0 or the last, and that share of it in the lengths of q and k."""
+
+    def series(cell):
+        layers = cell.run.arch.num_layers
+        growth = np.linspace(0, np.log(100), 50)[:, None] * np.ones(layers)
+        growth[:, 1:] *= 1 if not first else 0.5
+        growth[:, :-1] *= 1 if first else 0.5
+        if layers == 1 and not first:
+            growth[:] = 0
+        logit, length = np.exp(growth)[:, :, None], np.exp(by_norms * growth / 2)
+        return xr.Dataset({
+            "largest_attention_logit": (("step", "layer", "head"), logit),
+            "query_norm": (("step", "layer"), length), "key_norm": (("step", "layer"), length),
+        })  # fmt: skip
+
+    assert judged("SSP-3", series=series) == outcome
+
+
+def test_diverging_logits():
+    def row(learning_rate, attention, **_):
+        above = learning_rate == 1e-1 and attention == "standard"
+        return {"largest_attention_logit": 2e4, "outcome": "non_finite_loss"} if above else {}
+
+    assert judged("SSP-4", row) == "supported"
+    assert judged("SSP-4", lambda **labels: row(**labels) | {"outcome": "finished"}) == "refuted"
+    assert judged("SSP-4") == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("ends", "outcome"), [((-20, -1), "supported"), ((-20, -19), "inconclusive"), ((0, 0), "refuted")]
+)
+def test_drift(ends, outcome):
+    def series(cell):
+        end = ends[cell.labels["variant"] == "z-loss"]
+        mean = np.linspace(0, end, 100) + 0.01 * cell.labels["seed"]
+        return xr.Dataset({"logit_mean": ("step", mean)})
+
+    assert judged("SSP-5", series=series) == outcome
+
+
+def at_high_rates(variant, learning_rate, losses, **_):
+    return {"final_loss": losses.get(variant, 2.0) if learning_rate > 1e-2 else 2.0}
+
+
+def test_warm_up():
+    losses = {"warm-up 1/100": 4.0, "warm-up 1/20": 3.0, "warm-up 1/5": 2.0, "coupled decay": 4.0}
+    reverse = dict(zip(losses, (2.0, 3.0, 4.0, 2.0), strict=True))
+    for of, outcome in ((losses, "supported"), (reverse, "refuted"), (dict.fromkeys(losses, 2.5), "inconclusive")):
+        assert judged("SSP-6", partial(at_high_rates, losses=of)) == outcome
+
+
+def test_depth_against_width():
+    for of, outcome in (({"deep": 4.0}, "supported"), ({"wide": 4.0}, "refuted"), ({}, "inconclusive")):
+        assert judged("SSP-7", partial(at_high_rates, losses=of)) == outcome
+
+
+def test_mup():
+    """The best rate falls with size, and stays under muP; or the other way round."""
+    best = {"1 x 16": 1e-1, "2 x 32": 1e-2, "3 x 64": 1e-3}
+
+    def row(size, learning_rate, variant="standard", moves="standard", **_):
+        at = best[size] if variant == moves else 1e-2
+        return {"final_loss": 2 + 0.3 * abs(np.log10(learning_rate / at))}
+
+    assert judged("SSP-8", lambda **labels: row(**labels)) in (
+        "supported",
+        "refuted",
+    )  # S differs as the best rate does
+    assert judged("SSP-8", lambda **labels: row(**labels, moves="mup_simple")) == "refuted"
+
+
+@pytest.mark.parametrize(
+    ("slope", "gain", "outcome"),
+    [(-0.3, 0.5, "supported"), (0.3, 0.5, "refuted"), (-0.3, 0.0, "inconclusive")],
+)
+def test_epsilon(slope, gain, outcome):
+    def series(cell):
+        layers, width = cell.run.arch.num_layers, cell.run.arch.d_model
+        noise = np.exp(0.05 * np.random.default_rng(cell.run.seed + width).standard_normal())
+        rms = (layers * width**2) ** slope * cell.labels["learning_rate"] ** slope * noise
+        return xr.Dataset(
+            {"matrix_gradient_norm": (("step", "matrix"), np.full((30, 2), rms * 4))},
+            coords={"matrix_entries": ("matrix", [16, 16])}, attrs={"outcome": "finished"},
+        )  # fmt: skip
+
+    assert judged("SSP-9", lambda epsilon, **_: {"final_loss": 2 + gain * (epsilon == 1e-6)}, series) == outcome
+
+
+def test_forced_logits():
+    assert judged("SSP-10", lambda forced_logit, **_: {"final_loss": 2 + (forced_logit >= 1e3)}) == "supported"
+    assert judged("SSP-10", lambda forced_logit, **_: {"final_loss": 2 + (forced_logit >= 1e2)}) == "refuted"
+    assert judged("SSP-10", lambda forced_logit, **_: {"final_loss": 2 + (forced_logit >= 1e5)}) == "inconclusive"
+
+
+def ceiling(**of):
+    """Every variant converges up to the rate of that number on the ladder; those not named up to the last but one."""
+    ladder = training_stability.rates(AT)
+
+    def row(variant, learning_rate, **_):
+        good = learning_rate <= ladder[of.get(variant, -2)]
+        return {"final_loss": 2.0 if good else 4.9}
+
+    return row
+
+
+def test_ceilings():
+    higher = {"qk_norm": -3, "qk_fc_norm": -3, "qkv_norm": -1, "qk_norm_cap": -2}
+    assert judged("MIS-2", ceiling(**higher)) == judged("MIS-3", ceiling(**higher)) == "supported"
+    assert judged("MIS-2", ceiling(**higher | {"qkv_norm": -3})) == "refuted"
+    assert judged("MIS-3", ceiling(**higher | {"qk_fc_norm": -1})) == "refuted"
+    assert judged("MIS-2", ceiling(qk_norm=-1)) == judged("MIS-3", ceiling(qk_norm=-1)) == "inconclusive"
+
+
+def test_losses_of_the_variants():
+    gain = dict.fromkeys(training_stability.NORMED, 0.2)
+    assert judged("MIS-4", lambda variant, **_: {"final_loss": 2 - gain.get(variant, 0)}) == "supported"
+    assert judged("MIS-4", lambda variant, **_: {"final_loss": 2 + gain.get(variant, 0)}) == "refuted"
+    assert judged("MIS-4", lambda variant, **_: {"final_loss": 2 - 0.2 * (variant != "baseline")}) == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("others", "up", "outcome"), [(5, 1.1, "supported"), (0.5, 0.4, "refuted"), (1.5, 1.1, "inconclusive")]
+)
+def test_output_norms(others, up, outcome):
+    ladder = training_stability.rates(AT)
+
+    def series(cell):
+        kinds = cell.run.arch.matrices
+        grown = [up if kind == "feed_forward.up" else others for kind in kinds]
+        factor = np.array(grown) if cell.labels["learning_rate"] == ladder[-1] else np.ones(len(kinds))
+        return xr.Dataset({"output_norm": (("step", "matrix", "layer"), np.ones((40, 1, 2)) * factor[None, :, None])})
+
+    assert judged("MIS-1", series=series) == outcome
+
+
+def test_every_claim_is_whole_and_runs_are_shared():
+    for claim in CLAIMS.values():
+        assert claim.statement and claim.source and claim.protocol and claim.rule, claim.id
+        assert (claim.judge is None) == (not claim.runs)
+    assert [claim.id for claim in small_scale_proxies.CLAIMS] == [f"SSP-{number}" for number in range(1, 11)]
+    for at in SCALES.values():
+        for claim in CLAIMS.values():
+            for runs in claim.runs:
+                made = runs(at)
+                assert len({cell.run for cell in made}) == len(made), (claim.id, at.name)
+
+
+def test_a_summary_counts_a_diverged_run_as_one_that_never_learnt():
+    run = Run(SSP_ARCH, Optimizer(warmup_steps=2), steps=20)
+    loss = np.r_[5.0, np.linspace(5, 2, 19)]
+    data = xr.Dataset(
+        {name: ("step", values) for name, values in (
+            ("loss", loss), ("gradient_norm", np.ones(20)), ("largest_attention_logit", np.ones(20)),
+            ("update_rms", np.ones(20)), ("parameter_rms", np.full(20, 4.0)),
+        )},
+        attrs={"outcome": "finished", "outcome_step": 20, "held_out_loss": 2.5},
+    )  # fmt: skip
+    found = summary(run, data, 10)
+    assert found["initial_loss"] == 5 and found["final_loss"] == pytest.approx(loss[-2:].mean())
+    assert found["held_out_loss"] == 2.5 and found["largest_update_ratio"] == 0.25
+    failed = summary(run, data.assign_attrs(outcome="non_finite_loss"), 10)
+    assert failed["final_loss"] == 5 and failed["held_out_loss"] == np.inf
+
+
+SSP_ARCH = small_scale_proxies.base(AT, (1, 32)).arch
+
+
+def test_cells_are_every_combination_with_their_labels():
+    made = cells(Run(SSP_ARCH), {"optimizer.learning_rate": (1e-3, 1e-2), "seed": (0, 1)}, size="small")
+    assert [cell.labels for cell in made] == [
+        {"learning_rate": rate, "seed": seed, "size": "small"} for rate in (1e-3, 1e-2) for seed in (0, 1)
+    ]
+    assert made[3].run == Run(SSP_ARCH, made[3].run.optimizer, seed=1) and made[3].run.optimizer.learning_rate == 1e-2
+
+
+def test_the_command_trains_once_and_judges(tmp_path, capsys):
+    arguments = ["claims", "SSP-10", "--scale", "tiny", "--out", str(tmp_path)]
+    assert main([*arguments, "--plan"]) == 0
+    assert not list(tmp_path.iterdir()) and "SSP-10" in capsys.readouterr().out
+    assert main(arguments) == 0
+    (verdict,) = json.loads((tmp_path / "verdicts.json").read_text())
+    assert verdict["claim"] == "SSP-10" and verdict["outcome"] in ("supported", "refuted", "inconclusive")
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*.nc")}
+    assert len(files) == 10
+    capsys.readouterr()
+    assert main(arguments) == 0
+    assert "10 of 10 runs done" in capsys.readouterr().out
+    assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*.nc")}
+
+
+@pytest.mark.parametrize(
+    ("claim", "said"),
+    [("SSP-99", "claims: unknown value 'SSP-99'; choose one of SNM-1"), ("SNM-1", "claims: SNM-1 is judged by python")],
+)
+def test_wrong_claims(claim, said, tmp_path, capsys):
+    assert main(["claims", claim, "--out", str(tmp_path)]) == 2
+    assert said in capsys.readouterr().err
