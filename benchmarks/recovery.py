@@ -20,8 +20,9 @@ import xarray as xr
 
 from theory import Architecture
 from verify.training.corpus import load_corpus
+from verify.training.detection import Recovery
 from verify.training.optimizer import Optimizer
-from verify.training.recovery import Recovery, control, surviving, train_recovering
+from verify.training.recovery import control, surviving, train_recovering
 from verify.training.run import Run
 
 BAD = range(300, 320)

@@ -19,7 +19,8 @@ CHECKED = [
     for name in ("attention", "dropout", "feed_forward", "initialization", "linear", "normalization", "probes")
 ]
 CHECKED += [
-    f"verify.training.{name}" for name in ("clipping", "corpus", "loop", "mesh", "schedule", "sources", "telemetry")
+    f"verify.training.{name}"
+    for name in ("clipping", "corpus", "detection", "loop", "mesh", "schedule", "sources", "telemetry")
 ]
 with install_import_hook([*CHECKED, "models.transformer", "verify.measurement"], "beartype.beartype"):
     import models

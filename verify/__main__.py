@@ -14,8 +14,8 @@ import tyro
 
 from theory.architecture import Architecture
 from theory.command_line import ArchitectureFlags, Preset, architecture, flags, parse, preset_arch, run
+from verify.training.detection import Recovery
 from verify.training.optimizer import Optimizer
-from verify.training.recovery import Recovery
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh

@@ -19,9 +19,10 @@ from verify.__main__ import main
 from verify.sweeps import store
 from verify.training import recovery as module
 from verify.training.corpus import load_corpus
+from verify.training.detection import Recovery, first_spike
 from verify.training.loop import begin, train
 from verify.training.optimizer import Optimizer
-from verify.training.recovery import Recovery, control, first_spike, surviving, train_recovering
+from verify.training.recovery import control, surviving, train_recovering
 from verify.training.ring import set_aside
 from verify.training.run import Run
 

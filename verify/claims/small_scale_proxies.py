@@ -397,8 +397,8 @@ def _sizes(table: pd.DataFrame) -> str:
 
 
 _LADDER = (
-    "The paper's set-up at the scale's sizes, with and without QK norm, at every rate and seed; S over the rates, where "
-    "differences below 0.05 nats count as none."
+    "The paper's set-up at the scale's sizes, with and without QK norm, at every rate and seed; S over the rates, "
+    "where differences below 0.05 nats count as none."
 )
 
 
