@@ -1,5 +1,6 @@
 """Judges of claims about training, on runs made to support, refute and leave open; and the command that trains them."""
 
+import dataclasses
 import json
 from functools import partial
 
@@ -8,8 +9,9 @@ import pandas as pd
 import pytest
 import xarray as xr
 
+from theory import predict
 from verify.__main__ import main
-from verify.claims import CLAIMS, small_scale_proxies, training_stability
+from verify.claims import CLAIMS, embedding_scale, small_scale_proxies, training_stability
 from verify.claims.evidence import cells, summary
 from verify.claims.scale import SCALES, Scale
 from verify.training.optimizer import Optimizer
@@ -22,6 +24,8 @@ NOISE = 0.01
 class Made:
     """Evidence whose runs come out as a function of their labels says, with a little noise by seed."""
 
+    window = 100
+
     def __init__(self, row, series=None):
         self.row, self.series = row, series
 
@@ -30,17 +34,21 @@ class Made:
         for number, cell in enumerate(cells):
             noise = NOISE * np.random.default_rng(number).standard_normal()
             row = {"outcome": "finished", "initial_loss": 5.0, "final_loss": 2.0, "largest_attention_logit": 10.0}
-            row |= cell.labels | self.row(**cell.labels)
-            rows.append(row | {"final_loss": row["final_loss"] + noise})
+            row |= {"gradient_spikes": 0, "loss_spikes": 0} | cell.labels | self.row(**cell.labels)
+            counted = row["gradient_spikes"] + (row["gradient_spikes"] > 0) * (number % 2)
+            rows.append(row | {
+                "final_loss": row["final_loss"] + noise, "held_out_loss": row["final_loss"] + noise,
+                "gradient_spikes": counted,
+            })  # fmt: skip
         return pd.DataFrame(rows)
 
     def dataset(self, cell):
         return self.series(cell)
 
 
-def judged(claim, row=lambda **labels: {}, series=None):
-    verdict = CLAIMS[claim].judge(Made(row, series), AT)
-    assert verdict.claim == claim and verdict.scale == "made"
+def judged(claim, row=lambda **labels: {}, series=None, at=AT):
+    verdict = CLAIMS[claim].judge(Made(row, series), at)
+    assert verdict.claim == claim and verdict.scale == at.name
     return verdict.outcome
 
 
@@ -209,6 +217,109 @@ def test_output_norms(others, up, outcome):
         return xr.Dataset({"output_norm": (("step", "matrix", "layer"), np.ones((40, 1, 2)) * factor[None, :, None])})
 
     assert judged("MIS-1", series=series) == outcome
+
+
+STACK = dataclasses.replace(SCALES["tiny"], seeds=4, spike_seeds=12)
+
+
+def spikes(of):
+    """Gradient spikes a run by what the labels say."""
+    return lambda **labels: {"gradient_spikes": of(labels)}
+
+
+def unstable(labels):
+    return labels["embedding"] in ("vanilla", "detach")
+
+
+def one_missing(labels):
+    return (labels["initialization"], labels["embedding"]) != ("megatron", "scaled")
+
+
+@pytest.mark.parametrize(
+    ("claim", "more", "fewer"),
+    [
+        ("SNM-15", lambda labels: 5 * unstable(labels), lambda labels: 5 * (not unstable(labels))),
+        ("SNM-8", lambda labels: labels["length"], lambda labels: 20 - labels["length"]),
+        ("SNM-9", lambda labels: 6 * one_missing(labels), lambda labels: 6 * (not one_missing(labels))),
+        ("SNM-14", lambda labels: 5 * unstable(labels), lambda labels: 5 * (not unstable(labels))),
+    ],
+)
+def test_spike_counts(claim, more, fewer):
+    assert judged(claim, spikes(more), at=STACK) == "supported"
+    assert judged(claim, spikes(fewer), at=STACK) == "refuted"
+    assert judged(claim, spikes(lambda labels: 3), at=STACK) == "inconclusive"
+
+
+def test_one_requirement_that_is_enough_refutes_nothing_but_supports_nothing():
+    only_scaled = spikes(lambda labels: 6 * (labels["embedding"] != "scaled"))
+    assert judged("SNM-9", only_scaled, at=STACK) == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("claim", "method", "gains"), [("SNM-17", "scaled", (0.3, -0.3, 0.0)), ("SNM-10", "layer_norm", (0.3, -0.3, None))]
+)
+def test_losses_at_the_best_rate(claim, method, gains):
+    """Each method has its best rate; there the method is better, worse, or the same."""
+
+    def row(embedding, learning_rate, gain, **_):
+        best = 1e-2 if embedding == "vanilla" else 2e-2
+        return {"final_loss": 2 - gain * (embedding == method) + abs(np.log(learning_rate / best))}
+
+    for gain, outcome in zip(gains, ("supported", "refuted", "inconclusive"), strict=True):
+        if gain is not None:
+            assert judged(claim, partial(row, gain=gain), at=STACK) == outcome
+
+
+@pytest.mark.parametrize(("best", "outcome"), [(1.0, "supported"), (0.01, "refuted"), (20.0, "refuted")])
+def test_optimal_scale(best, outcome):
+    table_std = float(embedding_scale.stand_in(STACK).arch.std("embedding")[0])
+
+    def row(multiplier, **_):
+        return {"final_loss": 2 + 0.5 * np.log10(multiplier * table_std / best) ** 2}
+
+    assert judged("SNM-12", row, at=STACK) == outcome
+
+
+@pytest.mark.parametrize(("sign", "outcome"), [(1, "supported"), (-1, "refuted"), (0, "inconclusive")])
+def test_shortcut_in_training(sign, outcome):
+    def series(cell):
+        jump = 1 + sign * (cell.labels["embedding"] == "vanilla") + 0.1 * np.sin(cell.run.seed)
+        places = cell.run.arch.num_sublayers + 1
+        return xr.Dataset({"shortcut_std": (("step", "place"), np.outer(np.ones(40), [1, *[10**jump] * (places - 1)]))})
+
+    assert judged("SNM-13", series=series, at=STACK) == outcome
+
+
+@pytest.mark.parametrize(("lead", "outcome"), [(3, "supported"), (None, "refuted")])
+def test_lead_of_the_gradient(lead, outcome):
+    """Two loss spikes a run, the gradient norm up 3 steps before, or never; without a spike nothing is said."""
+
+    def series(cell, spiking=True):
+        rng = np.random.default_rng(cell.run.seed)
+        loss, gradient = 2 + 0.1 * rng.standard_normal(400), 1 + 0.05 * rng.standard_normal(400)
+        for at in (200, 300) if spiking else ():
+            loss[at] = 9
+            if lead is not None:
+                gradient[at - lead : at + 1] = 5
+        return xr.Dataset({"loss": ("step", loss), "gradient_norm": ("step", gradient)})
+
+    assert judged("SNM-11", series=series, at=STACK) == outcome
+
+
+def test_forms_of_the_fix():
+    assert judged("SNM-16", lambda embedding, **_: {"final_loss": 2 + (embedding == "initial_std")}, at=STACK) == (
+        "supported"
+    )
+    assert judged("SNM-16", at=STACK) == "inconclusive"
+
+
+def test_the_stand_in_propagates_as_the_wide_model():
+    """Prediction of the narrow Vanilla against that of the wide one; at d 32 the amplification is 18 % larger."""
+    narrow = dataclasses.replace(embedding_scale.stand_in(SCALES["small"]).arch, embedding=embedding_scale.VANILLA)
+    wide = dataclasses.replace(narrow, d_model=5120, num_heads=320, embedding="vanilla")
+    ours, theirs = (predict(arch, batch_size=2) for arch in (narrow, wide))
+    np.testing.assert_allclose(ours.shortcut_std, theirs.shortcut_std, rtol=0.1)
+    np.testing.assert_allclose(ours.amplification, theirs.amplification, rtol=0.2)
 
 
 def test_every_claim_is_whole_and_runs_are_shared():

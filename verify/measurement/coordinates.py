@@ -1,41 +1,61 @@
-"""A coordinate check: how large activations, updates and weights are after a few steps, over widths and depths."""
+"""A coordinate check: how large what a network computes is after a few steps, and how that goes with width and depth.
+
+Beyond the one of Microsoft's mup (Yang et al., arXiv 2203.03466, appendix D.1 [M]; package [C]: sizes of activations
+against width, one line a module, judged by eye) it goes over depths too, takes the change since step 0 on a fixed
+batch, which is what the theory fixes, and answers with exponents, intervals over seeds and a verdict.
+"""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float, Int
 
 import models
+from models import Switches
 from models.parameters import Block, Transformer
 from models.transformer import Factors, add, embed, factors_of
 from theory import Architecture
 from theory.block import block as block_scheme
 from verify.measurement.measure import matrix_norms
-from verify.training.corpus import Corpus, load_corpus
-from verify.training.loop import advance
+from verify.training.corpus import load_corpus
+from verify.training.loop import advance, batch, begin
 from verify.training.run import Run
 from verify.training.state import State
-from verify.training.telemetry import tables
 
-COLUMNS = ("width", "depth", "step", "seed", "where", "statistic", "value")
+# name: (unit, meaning)
+STATISTICS: dict[str, tuple[str, str]] = {
+    "activation": ("1", "std of the stream at a place; RMS of a linear layer's output; mean largest attention logit"),
+    "change": ("1", "RMS of the difference since step 0: of the stream at a place, of the logits"),
+    "decay": ("1 per step", "share of a matrix that weight decay takes in the step"),
+    "gradient": ("nats per token", "RMS of dL/dx of the stream at a place; of dL/dW before clipping"),
+    "update": ("1", "RMS of the step's change of W, decay included"),
+    "parameter": ("1", "RMS of W before the step"),
+    "effective_rate": ("1", "update over parameter"),
+}
 
 
 def resized(arch: Architecture, d_model: int, num_layers: int) -> Architecture:
+    """The architecture at that size: heads as wide as they were, the feed-forward and key-value shares as they were.
+
+    Raises ValueError for a width that has no whole number of such heads or hidden units.
+    """
     group = arch.num_heads // arch.kv_heads
     if d_model % (arch.d_head * group):
         raise ValueError(
-            f"widths: must be multiples of {arch.d_head * group} (heads of d_head = {arch.d_head}, {group} to a key and "
-            f"value head), got {d_model}"
+            f"widths: must be multiples of d_head times the queries that share a key, {arch.d_head} x {group} = "
+            f"{arch.d_head * group}, got {d_model}"
         )
-    heads = d_model // arch.d_head
     d_ff, rest = divmod(arch.ff_width * d_model, arch.d_model)
     if rest:
-        raise ValueError(f"widths: d_ff = {arch.ff_width} of d_model = {arch.d_model} is no whole number at {d_model}")
+        raise ValueError(
+            f"widths: must keep d_ff a whole number, which is {arch.ff_width} at {arch.d_model}, got {d_model}"
+        )
+    heads = d_model // arch.d_head
     return dataclasses.replace(
         arch,
         num_layers=num_layers,
@@ -47,47 +67,66 @@ def resized(arch: Architecture, d_model: int, num_layers: int) -> Architecture:
 
 
 def ladder(run: Run, widths: Sequence[int], depths: Sequence[int]) -> list[Run]:
-    own = run.arch.d_model, run.arch.num_layers
-    sizes = dict.fromkeys([*((width, own[1]) for width in widths), *((own[0], depth) for depth in depths)])
+    """The run at each of these widths with its own depth, and at each of these depths with its own width; each once.
+
+    Raises ValueError as `resized` and `Architecture` do.
+    """
+    width, depth = run.arch.d_model, run.arch.num_layers
+    sizes = dict.fromkeys([*((each, depth) for each in widths), *((width, each) for each in depths)])
     return [dataclasses.replace(run, arch=resized(run.arch, *size)) for size in sizes]
 
 
 def measure_coordinates(run: Run, seeds: int, advanced: Callable[[int], None] | None = None) -> pd.DataFrame:
+    """Take the run's steps with several seeds, from its own on, as lanes of one program; every statistic of every step.
+
+    Columns: width, depth, step, seed, where, statistic (a name of `STATISTICS`, in its unit), value. where: number of
+    a place of the stream from 0 to S; kind of matrix, by root mean square over its layers; attention.logit. step:
+    updates taken before. Activations and changes are of steps 0 to `run.steps`, on one fixed held-out batch, in
+    float32 and without dropout; all else is of the `run.steps` training steps. Values are NaN from a divergence on.
+
+    advanced: called after each step with the number of steps done, 1. Raises ValueError for no seed, and as
+    `load_corpus` does.
+    """
+    if seeds < 1:
+        raise ValueError(f"seeds: must be at least 1, got {seeds}")
     program, arch = run.program(), run.arch
     corpus = load_corpus(run.corpus, arch.vocab_size)
-    numbers = jnp.arange(run.seed, run.seed + seeds, dtype=jnp.uint32)
+    lanes = [dataclasses.replace(run, seed=run.seed + lane) for lane in range(seeds)]
+    numbers = jnp.asarray([lane.seed for lane in lanes], jnp.uint32)
     rates = jnp.full(seeds, run.optimizer.learning_rate, jnp.float32)
-    batch = jnp.asarray(_tokens(corpus, run, run.seed, 0, "held_out")[:, :-1])
-    states, start = _begin(numbers, batch, program)
-    seen, telemetry = [], []
-    for step in range(run.steps + 1):
-        seen.append(jax.device_get(_observe(states, start, rates, batch, program)))
-        if step == run.steps:
-            break
-        tokens = np.stack([_tokens(corpus, run, run.seed + seed, step)[None] for seed in range(seeds)])
-        states, one = advance(states, rates, numbers, jnp.asarray(tokens), np.int32(run.steps), program)
-        telemetry.append({name: values[:, 0] for name, values in jax.device_get(one).items()})
-        if advanced is not None:
-            advanced(1)
-    return _table(run, _stacked(seen), _stacked(telemetry))
+    fixed = jnp.asarray(corpus.batch(arch.seq_len, run.batch_size, seed=0, step=0, split="held_out")[:, :-1])
+    states = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *map(begin, lanes))
+    start = _start(states, fixed, program)
+    seen = [jax.device_get(_observe(states, start, rates, fixed, program))]
+    taken = []
+    for chunk in run.chunks():
+        coordinates = chunk.batch_size * chunk.seq_len * arch.d_model
+        for step in range(chunk.start, chunk.stop):
+            tokens = np.stack([batch(corpus, lane, chunk, step)[None] for lane in lanes])
+            states, one = advance(states, rates, numbers, jnp.asarray(tokens), np.int32(run.steps), program)
+            telemetry = {name: values[:, 0] for name, values in jax.device_get(one).items()}
+            telemetry["place_gradient_norm"] = telemetry["place_gradient_norm"] / np.sqrt(coordinates)
+            taken.append(telemetry)
+            seen.append(jax.device_get(_observe(states, start, rates, fixed, program)))
+            if advanced is not None:
+                advanced(1)
+    return _table(run, _by_step(seen), _by_step(taken))
 
 
-def _tokens(corpus: Corpus, run: Run, seed: int, step: int, split="train"):
-    return corpus.batch(run.arch.seq_len, run.batch_size, seed=seed, step=step, split=split, windows=run.windows or None)
-
-
-def _stacked(steps):
-    return {name: np.stack([step[name] for step in steps], axis=1) for name in steps[0]}
-
-
-def streams(params, tokens, arch):
+def streams(
+    params: Transformer, tokens: Int[Array, "batch seq"], arch: Architecture, switches: Switches
+) -> Float[Array, "places batch seq d"]:
+    """The residual stream at every place."""
     additions = block_scheme(arch.block).additions
 
-    def run_block(x, layer):
+    def run_block(
+        x: Float[Array, "batch seq d"], layer: tuple[Block, Factors]
+    ) -> tuple[Float[Array, "batch seq d"], Float[Array, "additions batch seq d"]]:
+        block, factors = layer
         entered = []
         for parts in additions:
             entered.append(x)
-            x = add(layer[0], x, arch, layer[1], parts)[0]
+            x = add(block, x, arch, factors, parts, switches)[0]
         return x, jnp.stack(entered)
 
     x = embed(params, tokens, arch)
@@ -95,64 +134,109 @@ def streams(params, tokens, arch):
     return jnp.concatenate([entered.reshape(-1, *x.shape), last[None]])
 
 
-@partial(jax.jit, static_argnames="program")
-def _begin(seeds, batch, program):
-    def one(seed):
-        params = models.init(jax.random.key(seed), program.arch)
-        optimizer = program.optimizer.transformation().init(params)
-        return State(params, optimizer, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
-
-    states = jax.lax.map(one, seeds)
-    return states, jax.vmap(lambda p: (streams(p, batch, program.arch), models.apply(p, batch, program.arch)[0]))(states.params)
+def _forward(
+    params: Transformer, tokens: Int[Array, "batch seq"], program: Run
+) -> tuple[Float[Array, "places batch seq d"], Float[Array, "batch seq vocab"], models.Observations]:
+    switches = Switches(forced_logit=program.forced_logit)
+    logits, seen = models.apply(params, tokens, program.arch, switches=switches)
+    return streams(params, tokens, program.arch, switches), logits, seen
 
 
 @partial(jax.jit, static_argnames="program")
-def _observe(states, start, rates, batch, program):
-    def one(state, start, peak):
+def _start(
+    states: State, tokens: Int[Array, "batch seq"], program: Run
+) -> tuple[Float[Array, "lanes places batch seq d"], Float[Array, "lanes batch seq vocab"]]:
+    return jax.vmap(lambda params: _forward(params, tokens, program)[:2])(states.params)
+
+
+@partial(jax.jit, static_argnames="program")
+def _observe(
+    states: State,
+    start: tuple[Float[Array, "lanes places batch seq d"], Float[Array, "lanes batch seq vocab"]],
+    rates: Float[Array, " lanes"],
+    tokens: Int[Array, "batch seq"],
+    program: Run,
+) -> dict[str, Array]:
+    """Of the weights as they are: activations, their change, and the decay that the next step would apply."""
+
+    def one(
+        state: State,
+        start: tuple[Float[Array, "places batch seq d"], Float[Array, "batch seq vocab"]],
+        peak: Float[Array, ""],
+    ) -> dict[str, Array]:
         params = state.params
-        stream = streams(params, batch, program.arch)
-        logits, seen = models.apply(params, batch, program.arch)
+        stream, logits, seen = _forward(params, tokens, program)
         rate = program.optimizer.rate(peak, program.steps, state.step)
         decayed = program.optimizer.updates(jax.tree.map(jnp.zeros_like, params), params, rate, peak)
-        norms, decays = matrix_norms(params), matrix_norms(decayed)
-        rms = lambda x, axis=None: jnp.sqrt(jnp.mean(jnp.square(x), axis=axis))
-        return {
+        whole, taken = matrix_norms(params), matrix_norms(decayed)
+        values = {
             "stream": seen.shortcut_std,
-            "stream_change": rms(stream - start[0], (1, 2, 3)),
-            "logit_change": rms(logits - start[1]),
-            "attention_logit": jnp.mean(seen.attention.largest_logit),
-            **{f"output/{kind}": rms(values) for kind, values in seen.output_norm.items()},
-            **{f"decay/{kind}": rms(decays[kind]) / rms(norms[kind]) for kind in norms},
+            "stream_change": _rms(stream - start[0], (1, 2, 3)),
+            "logit_change": _rms(logits - start[1]),
+            "attention.logit": jnp.mean(seen.attention.largest_logit),
+            "output": {kind: _rms(layers) for kind, layers in seen.output_norm.items()},
+            "decay": {kind: _rms(taken[kind]) / _rms(whole[kind]) for kind in whole},
         }
+        return jax.tree.map(lambda value: jnp.where(state.stopped, jnp.nan, value), values)
+
     return jax.vmap(one)(states, start, rates)
 
 
-def _table(run, seen, telemetry):
+def _rms(x: Float[Array, "..."], axes: tuple[int, ...] | None = None) -> Float[Array, "..."]:
+    return jnp.sqrt(jnp.mean(jnp.square(x), axis=axes))
+
+
+def _by_step(steps: Sequence[Mapping[str, object]]) -> dict[str, object]:
+    """Values [lanes, ...] of each step as [lanes, steps, ...]."""
+    return jax.tree.map(lambda *values: np.stack(values, axis=1), *steps)
+
+
+def _table(run: Run, seen: dict, taken: dict) -> pd.DataFrame:
     arch = run.arch
-    shape = {kind: np.prod(arch.shape(kind)) for kind in (*arch.matrices, "embedding", "head")}
-    names = list(arch.matrices) + (["embedding"] if arch.tied else ["embedding", "head"])
-    size = np.sqrt([shape[k] for k in names])
-    places = [str(p) for p in range(arch.num_sublayers + 1)]
-    outputs = [n for n in seen if n.startswith("output/")]
-    decays = [n for n in seen if n.startswith("decay/")]
+    places = [str(place) for place in range(arch.num_sublayers + 1)]
+    kinds = [*arch.matrices, *(("embedding",) if arch.tied else ("embedding", "head"))]
+    entries = np.array([np.prod(arch.shape(kind)) for kind in kinds])
 
-    def by_kind(matrix, table):
-        return np.concatenate([np.sqrt(np.mean(np.square(telemetry[matrix]), axis=-1)), telemetry[table]], axis=-1)
+    def by_kind(matrix: str, table: str) -> np.ndarray:
+        """[lanes, steps, kinds]"""
+        layers = np.sqrt(np.mean(np.square(taken[matrix]), axis=-1))
+        return np.concatenate([layers, taken[table]], axis=-1)
 
-    grad, update, par = by_kind("matrix_gradient_norm", "table_gradient_norm") / size, by_kind("update_rms", "table_update_rms"), by_kind("parameter_rms", "table_rms")
-    coords = run.batch_size * arch.seq_len * arch.d_model
+    def stacked(values: Mapping[str, np.ndarray]) -> np.ndarray:
+        return np.stack(list(values.values()), axis=-1)
+
+    gradient = by_kind("matrix_gradient_norm", "table_gradient_norm") / np.sqrt(entries)
+    update, parameter = by_kind("update_rms", "table_update_rms"), by_kind("parameter_rms", "table_rms")
+    outputs = seen["output"] | {"attention.logit": seen["attention.logit"]}
+    with np.errstate(divide="ignore", invalid="ignore"):  # an output matrix may start at 0
+        effective = update / parameter
+    decay = {kind: share[:, :-1] for kind, share in seen["decay"].items()}
     parts = [
         ("activation", places, seen["stream"]),
-        ("activation", [n.partition("/")[2] for n in outputs], np.stack([seen[n] for n in outputs], -1)),
-        ("activation", ["attention.logit"], seen["attention_logit"][..., None]),
+        ("activation", list(outputs), stacked(outputs)),
         ("change", places, seen["stream_change"]),
         ("change", ["head"], seen["logit_change"][..., None]),
-        ("gradient", places, telemetry["place_gradient_norm"] / np.sqrt(coords)),
-        ("gradient", names, grad), ("update", names, update), ("parameter", names, par), ("effective_rate", names, update / par),
-        ("decay", [n.partition("/")[2] for n in decays], np.stack([seen[n] for n in decays], -1)[:, :-1]),
+        ("decay", list(decay), stacked(decay)),
+        ("gradient", places, taken["place_gradient_norm"]),
+        ("gradient", kinds, gradient),
+        ("update", kinds, update),
+        ("parameter", kinds, parameter),
+        ("effective_rate", kinds, effective),
     ]
-    frames = []
-    for statistic, where, values in parts:
-        seed, step, place = np.indices(values.shape)
-        frames.append(pd.DataFrame({"width": arch.d_model, "depth": arch.num_layers, "step": step.ravel(), "seed": seed.ravel(), "where": np.array(where)[place.ravel()], "statistic": statistic, "value": values.ravel()}))
-    return pd.concat(frames, ignore_index=True)
+    return pd.concat([_rows(run, *part) for part in parts], ignore_index=True)
+
+
+def _rows(run: Run, statistic: str, where: list[str], values: np.ndarray) -> pd.DataFrame:
+    """A row for each of the values [lanes, steps, where]."""
+    lane, step, place = (index.ravel() for index in np.indices(values.shape))
+    return pd.DataFrame(
+        {
+            "width": run.arch.d_model,
+            "depth": run.arch.num_layers,
+            "step": step,
+            "seed": run.seed + lane,
+            "where": np.array(where)[place],
+            "statistic": statistic,
+            "value": values.ravel().astype(np.float64),
+        }
+    )

@@ -22,7 +22,7 @@ from verify.training.run import Run, require_data
 
 _ADVICE = {
     "stable": " at the steepest",
-    "drifts": ": a rate tuned at one size is not the one for another (docs/coordinates.md)",
+    "drifts": ": what is tuned at one size is not right for another (docs/coordinates.md)",
     "undecided": ": intervals hold a border of the tolerance; take more seeds, or more and larger sizes",
 }
 
