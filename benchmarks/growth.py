@@ -24,6 +24,7 @@ from theory.embedding import EMBEDDINGS
 from theory.growth import growth
 from theory.initialization import INITIALIZATIONS
 from verify import measure
+from verify.training.compiled import release_when_many
 
 
 def header(depths: list[int]) -> str:
@@ -70,6 +71,7 @@ def main() -> None:
         )  # fmt: skip
         lines.append(row(arch, options.depths, options.seeds))
         print(lines[-1], flush=True)
+        release_when_many()
         if options.out:
             options.out.write_text("\n".join(lines) + "\n")
 

@@ -36,6 +36,7 @@ from filelock import FileLock  # noqa: E402
 
 from theory import Architecture  # noqa: E402
 from verify import report  # noqa: E402
+from verify.training.compiled import release_when_many  # noqa: E402
 
 assert models and verify
 
@@ -48,6 +49,12 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _room_for_programs():
+    yield
+    release_when_many()
 
 
 @pytest.fixture(scope="session")

@@ -52,8 +52,9 @@ def test_page_is_well_formed_and_needs_nothing_from_outside(finished):
 def test_every_claim_has_a_verdict(finished):
     html = (finished / "index.html").read_text(encoding="utf-8")
     verdicts = json.loads((finished / "verdicts.json").read_text())
-    assert [verdict["claim"] for verdict in verdicts] == list(CLAIMS)
-    for name in CLAIMS:
+    judged = [verdict["claim"] for verdict in verdicts]
+    assert judged == [claim.id for claim in CLAIMS.values() if claim.judge is None]
+    for name in judged:
         assert f'id="{name}"' in html
     assert "A STEP FAILED" not in html
 

@@ -20,6 +20,7 @@ from theory.atomic_file import named, write_atomically
 from verify.sweeps import store
 from verify.sweeps.cost import lanes_that_fit, threads_that_fit
 from verify.training.checkpoint import Checkpoint, DamagedCheckpoint
+from verify.training.compiled import release_when_many
 from verify.training.loop import train_lanes
 from verify.training.run import Run
 
@@ -233,6 +234,7 @@ def _train(
         if run in missing:
             finished(run, store.save(run, dataset, unit.folder))
     checkpoint.remove()
+    release_when_many()
 
 
 def set_aside_if_damaged(path: Path) -> bool:
