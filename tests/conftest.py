@@ -28,6 +28,7 @@ with install_import_hook([*CHECKED, "models.transformer", "verify.measurement"],
     import verify.training.loop
 
 import shutil  # noqa: E402 - the hook must stand before any import of the packages it checks
+import time  # noqa: E402
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
@@ -51,10 +52,13 @@ hypothesis.settings.register_profile("thorough", deadline=None, max_examples=100
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True)
 def _room_for_programs():
+    """A test that took its time may have compiled: the next ones need room for theirs."""
+    start = time.perf_counter()
     yield
-    release_when_many()
+    if time.perf_counter() - start > 0.5:
+        release_when_many(0.3)
 
 
 @pytest.fixture(scope="session")
