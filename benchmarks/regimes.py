@@ -39,7 +39,7 @@ PEAK = STAND_IN.optimizer.learning_rate
 def _grid(base: Run, fields: dict[str, object], *, methods: tuple = BOTH, rates: tuple[float, ...] = ()) -> Callable:
     run = changed(base, fields)
     chosen = rates or (run.optimizer.learning_rate,)
-    return lambda seeds: cells(run, {RATE: chosen, EMBEDDING: methods, SEED: seeds})
+    return lambda seeds: cells(run, {EMBEDDING: methods, RATE: chosen, SEED: seeds})
 
 
 SETTINGS: dict[str, Callable[[Seeds], tuple[Cell, ...]]] = {
