@@ -1,4 +1,4 @@
-"""Measure, train and judge: python -m verify init | train | recover | sweep | coordinates | report.
+"""Measure, train and judge: python -m verify init | train | recover | sweep | coordinates | claims | report.
 
 Exit status 0: done; 1: a check failed; 2: wrong usage, with one line that names the field, the value and the choices.
 """
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from verify.training.run import Run
 
 
-_OPTIMIZER_FIELDS = dataclasses.fields(Optimizer)
 _OPTIMIZER_HELP = {
     "method": "adamw, adafactor (unfactored, as PaLM's) or sgd",
     "learning_rate": "peak, where there are no --rates",
@@ -375,8 +374,7 @@ def _preset_training(options: Any) -> Any:
 
     run = trained_as(options.preset, _run(options))
     fields = {field.name: getattr(run, field.name) for field in dataclasses.fields(run) if field.name in _SHARED}
-    optimizer = OptimizerFlags(**{field.name: getattr(run.optimizer, field.name) for field in _OPTIMIZER_FIELDS})
-    return dataclasses.replace(options, optimizer=optimizer, **fields)
+    return dataclasses.replace(options, optimizer=OptimizerFlags(**vars(run.optimizer)), **fields)
 
 
 def _train(options: Train) -> int:
@@ -456,9 +454,8 @@ def _mesh(flags: MeshFlags, hosts: HostFlags) -> "Mesh | None":
 def _run(options: _Training) -> "Run":
     from verify.training.run import Run
 
-    optimizer = Optimizer(**{field.name: getattr(options.optimizer, field.name) for field in _OPTIMIZER_FIELDS})
     fields = {field.name: getattr(options, field.name) for field in dataclasses.fields(Run) if field.name in _SHARED}
-    return Run(architecture(options.arch), optimizer, **fields)
+    return Run(architecture(options.arch), Optimizer(**vars(options.optimizer)), **fields)
 
 
 def _runs(options: Train) -> "list[Run]":
@@ -483,7 +480,7 @@ def _coordinates(options: Coordinates) -> int:
     from verify.report.coordinates import Check, check
     from verify.training.run import Run
 
-    optimizer = Optimizer(**{field.name: getattr(options.optimizer, field.name) for field in _OPTIMIZER_FIELDS})
+    optimizer = Optimizer(**vars(options.optimizer))
     run = Run(
         architecture(options.arch), optimizer, corpus=options.corpus, batch_size=options.batch_size, steps=options.steps
     )

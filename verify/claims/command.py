@@ -8,9 +8,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from verify.claims import CLAIMS, Claim, Verdict
+from verify.claims import CLAIMS, Claim
 from verify.claims.evidence import Cell, Evidence
 from verify.claims.scale import Scale, scale
+from verify.claims.table import print_verdicts
 from verify.sweeps import store
 from verify.sweeps.command import here, train
 from verify.sweeps.cost import cost
@@ -37,7 +38,7 @@ def judge(ids: Sequence[str], scale_name: str, out: Path, lanes: int | None, pla
     verdicts = [claim.judge(evidence, at) for claim in chosen if claim.judge is not None]
     text = json.dumps([dataclasses.asdict(verdict) for verdict in verdicts], indent=1)
     store.write_atomically(out / "verdicts.json", lambda path: path.write_text(text, encoding="utf-8"))
-    _print(verdicts)
+    print_verdicts("claims, judged", verdicts)
     print(f"evidence: {folder}/, verdicts: {out / 'verdicts.json'}")
     return 0
 
@@ -70,11 +71,3 @@ def _print_plan(asked: dict[str, list[Cell]], folder: Path, at: Scale) -> None:
     table.add_section()
     table.add_row("all", "", str(len(seen)), "", str(total_steps), f"{total_flops:.3g}")
     Console(width=100).print(table)
-
-
-def _print(verdicts: Sequence[Verdict]) -> None:
-    table = Table("claim", "verdict", "effect", "value", "95 % interval", "sample", title="claims, judged")
-    for verdict in verdicts:
-        interval = f"{verdict.low:.3g} .. {verdict.high:.3g}"
-        table.add_row(verdict.claim, verdict.outcome, verdict.effect, f"{verdict.value:.3g}", interval, verdict.samples)
-    Console(width=140).print(table)

@@ -17,7 +17,7 @@ from theory import Architecture
 from theory.embedding import Embedding
 from theory.notation import d
 from verify.claims.claim import Claim, Outcome, Verdict
-from verify.claims.evidence import Cell, Evidence, cells
+from verify.claims.evidence import Cell, Evidence, cells, last_tenth
 from verify.claims.scale import Scale
 from verify.statistics.intervals import bootstrap_interval, difference_of_means, permutation_p
 from verify.statistics.lead_lag import gradient_lead
@@ -229,7 +229,7 @@ def judge_shortcut(evidence: Evidence, scale: Scale) -> Verdict:
     for cell in method_runs(scale):
         std = evidence.dataset(cell)["shortcut_std"].to_numpy().astype(np.float64)
         if np.all(np.isfinite(std)):
-            last = std[-max(len(std) // 10, 1) :].mean(axis=0)
+            last = last_tenth(std).mean(axis=0)
             ends.setdefault(str(cell.labels["embedding"]), []).append(float(np.log10(last[1] / last[0])))
     jump = {name: np.array(values) for name, values in ends.items()}
     gap = difference_of_means(jump["vanilla"], jump["scaled"], method="welch")

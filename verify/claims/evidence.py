@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Evidence:
 
     folder: Path
     window: int
+    _known: dict[Run, dict[str, float | int | str]] = field(default_factory=dict, compare=False, repr=False)
 
     def path(self, cell: Cell) -> Path:
         """The file of that run."""
@@ -53,12 +54,23 @@ class Evidence:
 
     def table(self, cells: Iterable[Cell]) -> pd.DataFrame:
         """One row a run: its labels, `summary`, and its file's name."""
-        return pd.DataFrame(
-            [
-                {**cell.labels, **summary(cell.run, self.dataset(cell), self.window), "file": self.path(cell).name}
-                for cell in cells
-            ]
-        )
+        return pd.DataFrame([{**cell.labels, **self._summary(cell), "file": self.path(cell).name} for cell in cells])
+
+    def _summary(self, cell: Cell) -> dict[str, float | int | str]:
+        """Made once, however many claims look at the run."""
+        if cell.run not in self._known:
+            self._known[cell.run] = summary(cell.run, self.dataset(cell), self.window)
+        return self._known[cell.run]
+
+
+def by_rate_and_seed(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """A column of runs that differ in rate and seed alone, as [rates, seeds]."""
+    return table.pivot(index="learning_rate", columns="seed", values=column)
+
+
+def last_tenth(series: np.ndarray) -> np.ndarray:
+    """Of the steps, which are the first axis; at least one."""
+    return series[-max(len(series) // 10, 1) :]
 
 
 def summary(run: Run, dataset: xr.Dataset, window: int) -> dict[str, float | int | str]:
@@ -76,7 +88,7 @@ def summary(run: Run, dataset: xr.Dataset, window: int) -> dict[str, float | int
         name: spikes.spike_steps(series, window, warm_up=after)
         for name, series in (("loss", loss), ("gradient", gradient))
     }
-    last = float(np.mean(loss[-max(len(loss) // 10, 1) :]))
+    last = float(np.mean(last_tenth(loss)))
     return {
         "outcome": dataset.attrs["outcome"],
         "outcome_step": int(dataset.attrs["outcome_step"]),

@@ -14,7 +14,7 @@ from scipy import stats
 
 from theory import Architecture
 from verify.claims.claim import Claim, Outcome, Verdict
-from verify.claims.evidence import Cell, Evidence, cells
+from verify.claims.evidence import Cell, Evidence, by_rate_and_seed, cells, last_tenth
 from verify.claims.scale import Scale
 from verify.statistics.intervals import bootstrap_interval, difference_of_means, proportion_interval
 from verify.statistics.sensitivity import Sensitivity, highest_stable_rate, lr_sensitivity
@@ -62,18 +62,13 @@ def _name(size: tuple[int, int]) -> str:
 
 def sensitivity(table: pd.DataFrame) -> Sensitivity:
     """S of runs that differ in rate and seed."""
-    final, initial = (table.pivot(index="learning_rate", columns="seed", values=name) for name in _LOSSES)
+    final, initial = (by_rate_and_seed(table, name) for name in ("final_loss", "initial_loss"))
     return lr_sensitivity(final.index.to_numpy(), final.to_numpy(), initial.to_numpy())
-
-
-_LOSSES = ("final_loss", "initial_loss")
 
 
 def stable_rate(table: pd.DataFrame) -> float:
     """The highest rate at which most of the seeds finish."""
-    finished = table.assign(finished=table["outcome"] == "finished").pivot(
-        index="learning_rate", columns="seed", values="finished"
-    )
+    finished = by_rate_and_seed(table, "outcome") == "finished"
     return highest_stable_rate(finished.index.to_numpy(), finished.to_numpy()).value
 
 
@@ -220,7 +215,7 @@ def judge_drift(evidence: Evidence, scale: Scale) -> Verdict:
     ends: dict[str, list[float]] = {}
     for cell in drift_runs(scale):
         mean = evidence.dataset(cell)["logit_mean"].to_numpy()
-        ends.setdefault(cell.labels["variant"], []).append(float(np.mean(mean[-max(len(mean) // 10, 1) :])))
+        ends.setdefault(cell.labels["variant"], []).append(float(np.mean(last_tenth(mean))))
     values = {name: np.array(found) for name, found in ends.items()}
     if not all(np.all(np.isfinite(found)) for found in values.values()):
         return _nothing("SSP-5", "some runs diverged, so that there is no late mean to compare", scale)

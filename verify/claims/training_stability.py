@@ -12,7 +12,7 @@ import pandas as pd
 
 from theory import Architecture
 from verify.claims.claim import Claim, Outcome, Verdict
-from verify.claims.evidence import Cell, Evidence, cells
+from verify.claims.evidence import Cell, Evidence, by_rate_and_seed, cells
 from verify.claims.scale import Scale
 from verify.statistics.corrections import holm
 from verify.statistics.intervals import difference_of_means, permutation_p
@@ -59,7 +59,7 @@ def ceilings(table: pd.DataFrame) -> dict[str, float]:
     for name, rows in table.groupby("variant", sort=False):
         best, start = rows["final_loss"].min(), rows["initial_loss"].mean()
         good = rows.assign(good=(rows["outcome"] == "finished") & (rows["final_loss"] < (best + start) / 2))
-        grid = good.pivot(index="learning_rate", columns="seed", values="good")
+        grid = by_rate_and_seed(good, "good")
         found[str(name)] = highest_stable_rate(grid.index.to_numpy(), grid.to_numpy()).value
     return found
 

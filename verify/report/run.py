@@ -2,18 +2,15 @@
 
 import dataclasses
 import json
-import shutil
 import sys
 from functools import partial
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
 
 from theory import derive
 from theory.derivation import topics
 from verify.claims import Verdict
 from verify.claims.evidence import Evidence
+from verify.claims.table import print_verdicts
 from verify.report import stages
 from verify.report.options import METHODS, TITLES, ReportOptions
 from verify.report.page import page
@@ -72,7 +69,8 @@ def _run(options: ReportOptions) -> int:
             html = page(options, derivations, analyses, runs, table, verdicts)
             _write(options, html, table.to_csv(index=False), verdicts)
             advance(1)
-    _print(options, verdicts)
+    print_verdicts("Spike No More, judged", verdicts)
+    print(f"report: {options.out / 'index.html'}")
     return 0 if all(check for _, check in derivations) else 1
 
 
@@ -84,15 +82,3 @@ def _write(options: ReportOptions, html: str, csv: str, verdicts: list[Verdict])
     }
     for name, text in texts.items():
         store.write_atomically(options.out / name, partial(Path.write_text, data=text, encoding="utf-8"))
-
-
-def _print(options: ReportOptions, verdicts: list[Verdict]) -> None:
-    table = Table("claim", "verdict", "effect", "value", "95 % interval", "sample", title="Spike No More, judged")
-    for verdict in verdicts:
-        interval = f"{verdict.low:.3g} .. {verdict.high:.3g}"
-        table.add_row(
-            verdict.claim, verdict.outcome, verdict.effect, f"{verdict.value:.3g}", interval, verdict.samples
-        )  # fmt: skip
-    width = None if sys.stdout.isatty() else max(shutil.get_terminal_size().columns, 140)
-    Console(width=width).print(table)
-    print(f"report: {options.out / 'index.html'}")

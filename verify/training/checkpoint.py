@@ -36,7 +36,7 @@ class Checkpoint:
             return 0, like, []
         try:
             done, states = self._read_states(like)
-            chunks = [_load(path) for path in self._chunks() if int(path.stem) <= done]
+            chunks = [load_arrays(path) for path in self._chunks() if int(path.stem) <= done]
         except _UNREADABLE as error:
             raise DamagedCheckpoint(f"checkpoint: {self.folder} is damaged ({error})") from error
         if sum(chunk["loss"].shape[1] for chunk in chunks) != done:
@@ -51,7 +51,7 @@ class Checkpoint:
         with named(f"checkpoint: cannot write {self.folder}"):
             self.folder.mkdir(parents=True, exist_ok=True)
             if jax.process_index() == 0:
-                write_atomically(self.folder / f"{done}.npz", lambda path: _save(path, chunk))
+                write_atomically(self.folder / f"{done}.npz", lambda path: save_arrays(path, chunk))
             self._write_states(done, states)
 
     def remove(self) -> None:
@@ -61,7 +61,7 @@ class Checkpoint:
     def steps_done(self) -> int:
         """How many steps it has behind it, as far as can be read; a mesh's states are a folder of that name."""
         try:
-            return int(_load(self.folder / _STATES, _DONE)[_DONE])
+            return int(load_arrays(self.folder / _STATES, _DONE)[_DONE])
         except _UNREADABLE:
             return max(self.sharded(), default=0)
 
@@ -72,7 +72,7 @@ class Checkpoint:
     def last_losses(self) -> np.ndarray | None:
         """Every lane's training loss at the last step, in nats per token, if it can be read."""
         try:
-            return _load(self.folder / f"{self.steps_done()}.npz", "loss")["loss"][:, -1]
+            return load_arrays(self.folder / f"{self.steps_done()}.npz", "loss")["loss"][:, -1]
         except _UNREADABLE:
             return None
 
@@ -80,14 +80,14 @@ class Checkpoint:
         return (self.folder / _STATES).exists()
 
     def _read_states(self, like: Any) -> tuple[int, Any]:
-        saved = _load(self.folder / _STATES)
+        saved = load_arrays(self.folder / _STATES)
         return int(saved[_DONE]), jax.tree_util.tree_map_with_path(
             lambda path, leaf: _as(leaf, saved[_name(path)]), like
         )
 
     def _write_states(self, done: int, states: Any) -> None:
         leaves = {_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(states)}
-        write_atomically(self.folder / _STATES, lambda path: _save(path, leaves | {_DONE: np.array(done)}))
+        write_atomically(self.folder / _STATES, lambda path: save_arrays(path, leaves | {_DONE: np.array(done)}))
 
     def _chunks(self) -> list[Path]:
         return sorted(self.folder.glob("[0-9]*.npz"), key=lambda path: int(path.stem))
@@ -103,12 +103,13 @@ def _as(leaf: Any, saved: np.ndarray) -> jax.Array:
     return jax.device_put(saved, leaf.sharding)
 
 
-def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """As npz, under exactly that name."""
     with path.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
-def _load(path: Path, *names: str) -> dict[str, np.ndarray]:
+def load_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
     """These arrays of the file; all of them where none is named."""
     with path.open("rb") as file, np.load(file) as arrays:
         return {name: arrays[name] for name in names or arrays}

@@ -12,6 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from theory.atomic_file import named, write_atomically
+from verify.training.checkpoint import load_arrays, save_arrays
 from verify.training.state import State
 
 Rows = dict[str, np.ndarray]
@@ -54,7 +55,7 @@ class Ring:
         count = _count(rows)
         with named(f"folder: cannot write {self.folder}"):
             if new:
-                write_atomically(self._rows(count), lambda path: _save(path, joined(new)))
+                write_atomically(self._rows(count), lambda path: save_arrays(path, joined(new)))
             known = ocp.args.JsonSave({"owner": self.owner, "rows": count, "notes": notes})
             items = ocp.args.Composite(state=ocp.args.StandardSave(state), known=known)
             _write(lambda: self._ring.save(step, args=items))
@@ -72,7 +73,7 @@ class Ring:
             raise ValueError(f"folder: {self.folder} holds the states of another run; name another folder")
         paths = sorted((self.folder / "rows").glob("*.npz"), key=lambda path: int(path.stem))
         with _readable(self.folder):
-            rows = [_load(path) for path in paths if int(path.stem) <= count]
+            rows = [load_arrays(path) for path in paths if int(path.stem) <= count]
             if _count(rows) != count:
                 raise ValueError(f"it lacks some of {count} steps")
         for path in paths[len(rows) :]:
@@ -151,13 +152,3 @@ def _on_device(state: State) -> State:
 
 def _count(rows: Sequence[Rows]) -> int:
     return sum(len(piece["step"]) for piece in rows)
-
-
-def _save(path: Path, arrays: Rows) -> None:
-    with path.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-
-
-def _load(path: Path) -> Rows:
-    with np.load(path) as arrays:
-        return {name: arrays[name] for name in arrays}
