@@ -195,6 +195,8 @@ class SweepPlan(_SweepLanes):
     """devices that one run is to be spread over; they need not be here"""
     device_flops: float | None = None
     """floating-point operations a second that a device achieves, not its peak; then the hours are printed"""
+    measure: bool = False
+    """train some steps of the largest program, less than a minute, to say how long the sweep takes on this machine"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,7 +303,7 @@ class Claims:
     scale: Literal["tiny", "small", "gpu"] = "small"
     """tiny: whether it runs; small: hours on 2 cores; gpu: one accelerator"""
     plan: bool = False
-    """print what is to be done, and stop"""
+    """print what is to be done and how long it takes here, by training some steps, and stop"""
     lanes: int | None = None
     """most runs that advance together in one compiled program (None: as many as pay and fit into memory)"""
     out: Path = Path("claims")
@@ -432,7 +434,7 @@ def _sweep(options: Sweep) -> int:
 
         shape = MeshShape(**vars(chosen.mesh))
         title = f"{chosen.file}: {len(runs)} runs" + (f" (share {chosen.shard})" if chosen.shard != "0/1" else "")
-        return plan(title, runs, chosen.out, sweep.values, chosen.lanes, shape, chosen.device_flops)
+        return plan(title, runs, chosen.out, sweep.values, chosen.lanes, shape, chosen.device_flops, chosen.measure)
     if chosen.on == "ray":
         if (chosen.mesh, chosen.hosts) != (MeshFlags(), HostFlags()):
             raise ValueError("on: ray gives each run one device; leave mesh and hosts out, or take here")

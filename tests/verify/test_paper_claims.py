@@ -11,7 +11,7 @@ import xarray as xr
 
 from theory import predict
 from verify.__main__ import main
-from verify.claims import CLAIMS, embedding_scale, small_scale_proxies, training_stability
+from verify.claims import CLAIMS, command, embedding_scale, small_scale_proxies, training_stability
 from verify.claims.evidence import cells, summary
 from verify.claims.scale import SCALES, Scale
 from verify.training.optimizer import Optimizer
@@ -365,16 +365,44 @@ def test_cells_are_every_combination_with_their_labels():
 def test_the_command_trains_once_and_judges(tmp_path, capsys):
     arguments = ["claims", "SSP-10", "--scale", "tiny", "--out", str(tmp_path)]
     assert main([*arguments, "--plan"]) == 0
-    assert not list(tmp_path.iterdir()) and "SSP-10" in capsys.readouterr().out
+    planned = capsys.readouterr().out
+    assert not list(tmp_path.iterdir()) and "SSP-10" in planned and "about 0:" in planned
     assert main(arguments) == 0
     (verdict,) = json.loads((tmp_path / "verdicts.json").read_text())
     assert verdict["claim"] == "SSP-10" and verdict["outcome"] in ("supported", "refuted", "inconclusive")
+    assert len(pd.read_csv(tmp_path / verdict["evidence"])) == 10
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*.nc")}
     assert len(files) == 10
     capsys.readouterr()
     assert main(arguments) == 0
     assert "10 of 10 runs done" in capsys.readouterr().out
     assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*.nc")}
+
+
+def test_verdicts_of_other_claims_stay(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "train", lambda *_: 0)
+    monkeypatch.setattr(command, "print_time", lambda *_: None)
+    monkeypatch.setattr(command, "Evidence", lambda *_: Made(lambda **labels: {}))
+    file = tmp_path / "verdicts.json"
+
+    def read():
+        return {row["claim"]: row for row in json.loads(file.read_text())}
+
+    for claim in ("SSP-2", "SNM-12"):
+        assert main(["claims", claim, "--scale", "tiny", "--out", str(tmp_path)]) == 0
+    assert list(read()) == ["SNM-12", "SSP-2"]
+    rows = [row | {"value": None} if row["claim"] == "SNM-12" else row | {"scale": "gpu"} for row in read().values()]
+    file.write_text(json.dumps(rows))
+    assert main(["claims", "SNM-17", "--scale", "tiny", "--out", str(tmp_path)]) == 0
+    assert list(read()) == ["SNM-12", "SNM-17"] and read()["SNM-12"]["value"] is None
+    assert [line.split(" | ")[0] for line in (tmp_path / "verdicts.md").read_text().splitlines()[2:]] == [
+        "| SNM-12", "| SNM-17",
+    ]  # fmt: skip
+    for damaged in ("[{}]", "{", "[3]"):
+        file.write_text(damaged)
+        assert main(["claims", "SNM-17", "--scale", "tiny", "--out", str(tmp_path)]) == 2
+        assert f"claims: {file} holds no verdicts of ours; move it away" in capsys.readouterr().err
+        assert file.read_text() == damaged
 
 
 @pytest.mark.parametrize(

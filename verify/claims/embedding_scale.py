@@ -71,15 +71,14 @@ def judge_spikes(evidence: Evidence, scale: Scale) -> Verdict:
     less = max(permutation_p(counts[fixed], counts[unstable]) for unstable, fixed in pairs)
     outcome: Outcome = "supported" if more < 0.01 else "refuted" if less < 0.01 else "inconclusive"
     worst = min(pairs, key=lambda pair: counts[pair[0]].mean() - counts[pair[1]].mean())
-    gap = difference_of_means(counts[worst[0]], counts[worst[1]], method="welch")
+    gap = difference_of_means(counts[worst[0]], counts[worst[1]])
     loss = table.groupby("embedding", sort=False)["loss_spikes"].sum()
     each = ", ".join(
         f"{name} {values.mean():.1f} and {loss[name] / len(values):.1f}" for name, values in counts.items()
     )
     return Verdict(
         "SNM-15", outcome, f"gradient spikes a run, {worst[0]} less {worst[1]}, the nearest pair (largest p "
-        f"{more:.1g}; "
-        f"gradient and loss spikes a run: {each})",
+        f"{more:.1g}; gradient and loss spikes a run: {each})",
         gap.value, gap.low, gap.high, f"{scale.spike_seeds} seeds each", scale.name,
     )  # fmt: skip
 
@@ -99,7 +98,7 @@ def judge_lengths(evidence: Evidence, scale: Scale) -> Verdict:
     """SNM-8."""
     table = evidence.table(length_runs(scale))
     counts = [rows["gradient_spikes"].to_numpy(float) for _, rows in table.groupby("length")]
-    gap = difference_of_means(counts[-1], counts[0], method="welch")
+    gap = difference_of_means(counts[-1], counts[0])
     each = ", ".join(f"{length}: {_values(rows).mean():.1f}" for length, rows in table.groupby("length"))
     return Verdict(
         "SNM-8", _decided(gap.low, gap.high), f"gradient spikes a run, longest less shortest sequences ({each})",
@@ -121,7 +120,7 @@ def judge_requirements(evidence: Evidence, scale: Scale) -> Verdict:
     others = [key for key in grouped if key != ("megatron", "scaled")]
     p = {key: permutation_p(_values(grouped[key]), _values(both)) for key in others}
     nearest = max(p, key=lambda key: p[key])
-    gap = difference_of_means(_values(grouped[nearest]), _values(both), method="welch")
+    gap = difference_of_means(_values(grouped[nearest]), _values(both))
     outcome: Outcome = "supported" if p[nearest] <= 0.05 else _decided(gap.low, gap.high, positive="inconclusive")
     each = ", ".join(f"{' '.join(map(str, key))} {_values(rows).mean():.1f}" for key, rows in grouped.items())
     return Verdict(
@@ -148,7 +147,7 @@ def _best(table: pd.DataFrame, method: str) -> tuple[float, np.ndarray]:
 def _judge_best(claim: str, method: str, evidence: Evidence, scale: Scale, wanted: str) -> Verdict:
     table = evidence.table(rate_runs(scale))
     (rate, vanilla), (own_rate, own) = _best(table, "vanilla"), _best(table, method)
-    gap = difference_of_means(own, vanilla, method="welch")
+    gap = difference_of_means(own, vanilla)
     outcome = _decided(-gap.high, -gap.low)
     if wanted == "no harm":
         outcome = "refuted" if gap.low > 0 else "supported" if gap.high < 0.02 else "inconclusive"
@@ -187,8 +186,7 @@ def judge_lead(evidence: Evidence, scale: Scale) -> Verdict:
     steps = f"median lead {np.median(led):.0f} steps" if led.size else "none led"
     return Verdict(
         "SNM-11", outcome, f"share of loss spikes (4 standard deviations) before which the gradient norm doubles "
-        "within "
-        f"10 steps ({steps}; at other steps {found.control_share:.2f}, p {found.p:.1g})",
+        f"within 10 steps ({steps}; at other steps {found.control_share:.2f}, p {found.p:.1g})",
         found.share, found.low, found.high, f"{len(found.leads)} events in {len(series)} runs", scale.name,
     )  # fmt: skip
 
@@ -232,12 +230,11 @@ def judge_shortcut(evidence: Evidence, scale: Scale) -> Verdict:
             last = last_tenth(std).mean(axis=0)
             ends.setdefault(str(cell.labels["embedding"]), []).append(float(np.log10(last[1] / last[0])))
     jump = {name: np.array(values) for name, values in ends.items()}
-    gap = difference_of_means(jump["vanilla"], jump["scaled"], method="welch")
+    gap = difference_of_means(jump["vanilla"], jump["scaled"])
     each = ", ".join(f"{name} {10 ** values.mean():.3g}" for name, values in jump.items())
     return Verdict(
         "SNM-13", _decided(gap.low, gap.high), "decades by which the first sub-layer raises the stream's std at the "
-        "end "
-        f"of training, Vanilla less Scaled Embed (factors: {each})",
+        f"end of training, Vanilla less Scaled Embed (factors: {each})",
         gap.value, gap.low, gap.high, f"{min(map(len, jump.values()))} seeds each", scale.name,
     )  # fmt: skip
 
@@ -260,7 +257,7 @@ def judge_blocks(evidence: Evidence, scale: Scale) -> Verdict:
     gaps = {}
     for name, rows in table.groupby("variant", sort=False):
         by = {method: _values(found) for method, found in rows.groupby("embedding")}
-        gaps[str(name)] = difference_of_means(by["vanilla"], by["scaled"], method="welch")
+        gaps[str(name)] = difference_of_means(by["vanilla"], by["scaled"])
     least = min(gaps, key=lambda name: gaps[name].value)
     outcome: Outcome = "inconclusive"
     if all(gap.low > 0 for gap in gaps.values()):
@@ -288,7 +285,7 @@ def judge_forms(evidence: Evidence, scale: Scale) -> Verdict:
     table = evidence.table(form_runs(scale))
     plain = table[~table["tied"] & table["decay_embeddings"]]
     by = {method: rows["final_loss"].to_numpy() for method, rows in plain.groupby("embedding")}
-    gap = difference_of_means(by["initial_std"], by["scaled"], method="welch")
+    gap = difference_of_means(by["initial_std"], by["scaled"])
     effects = []
     for field in ("tied", "decay_embeddings"):
         first, second = (table.loc[table[field] == value, "final_loss"].to_numpy() for value in (True, False))
@@ -331,24 +328,21 @@ CLAIMS = (
         9, "Either requirement alone is not enough.", f"{_SNM}, section 3 [S]",
         f"With and without the depth factor on output matrices, Vanilla and Scaled Embed; {_SPIKES}.",
         "Supported if each of the other three has more than both together (one-sided permutation tests, the largest "
-        "p at "
-        "most 0.05); refuted if the nearest has fewer, with its whole interval.", judge_requirements, requirement_runs,
+        "p at most 0.05); refuted if the nearest has fewer, with its whole interval.",
+        judge_requirements, requirement_runs,
     ),
     _claim(
         10, "Embed LN does not hurt the loss at a suitable rate.", f"{_SNM}, against Le Scao et al. 2022 [S]",
         "Held-out loss at each method's best of four rates.",
         "Supported if Embed LN's is at most 0.02 nats above Vanilla's, with the whole interval; refuted if it is "
-        "higher "
-        "with the whole interval.", judge_layer_norm, rate_runs,
+        "higher with the whole interval.", judge_layer_norm, rate_runs,
     ),
     _claim(
         11, "The gradient norm grows before the loss spikes.", "asked by its reviewers; not in the paper",
         "All runs of SNM-15: loss spikes of 4 standard deviations, and whether the gradient norm passes twice its "
-        "median "
-        "within the 10 steps before; the same at steps without a spike nearby.",
+        "median within the 10 steps before; the same at steps without a spike nearby.",
         "Supported if it does so more often than there (Fisher, p < 0.01); refuted if in fewer than half of the "
-        "events, "
-        "with the whole interval.", judge_lead, method_runs,
+        "events, with the whole interval.", judge_lead, method_runs,
     ),
     _claim(
         12, "An embedding std of about 1 is the best.", "asked by its reviewers; not in the paper",

@@ -220,7 +220,7 @@ def judge_drift(evidence: Evidence, scale: Scale) -> Verdict:
     if not all(np.all(np.isfinite(found)) for found in values.values()):
         return _nothing("SSP-5", "some runs diverged, so that there is no late mean to compare", scale)
     drift = bootstrap_interval(values["neither"])
-    stopped = difference_of_means(values["z-loss"], values["neither"], method="welch")
+    stopped = difference_of_means(values["z-loss"], values["neither"])
     outcome: Outcome = "inconclusive"
     if drift[1] < -1 and stopped.low > 0 and abs(values["z-loss"].mean()) < 0.5 * abs(values["neither"].mean()):
         outcome = "supported"
@@ -336,7 +336,7 @@ def judge_epsilon(evidence: Evidence, scale: Scale) -> Verdict:
             level.append(0.5 * float(np.log(squares.mean())))
     table = evidence.table(epsilon_runs(scale))
     final = {eps: rows["final_loss"].to_numpy() for eps, rows in table.groupby("epsilon")}
-    helps = difference_of_means(final[1e-6], final[1e-15], method="welch")
+    helps = difference_of_means(final[1e-6], final[1e-15])
     slopes = [stats.linregress(x, level) for x in (size, rate)]
     reach = [float(stats.t.ppf(0.975, max(len(level) - 2, 1)) * fit.stderr) for fit in slopes]
     falls = [fit.slope + r < 0 for fit, r in zip(slopes, reach, strict=True)]
@@ -369,7 +369,7 @@ def judge_forced(evidence: Evidence, scale: Scale) -> Verdict:
     where = float(next((kappa for kappa in harm.index if kappa >= 1e2 and harm[kappa] > 0.1), np.inf))
     high = difference_of_means(
         table.loc[table["forced_logit"] == 1e4, "final_loss"].to_numpy(),
-        table.loc[table["forced_logit"] == 1e2, "final_loss"].to_numpy(), method="welch",
+        table.loc[table["forced_logit"] == 1e2, "final_loss"].to_numpy(),
     )  # fmt: skip
     outcome: Outcome = "inconclusive"
     if high.low > 0 and where in (1e3, 1e4):

@@ -127,8 +127,8 @@ def judge_losses(evidence: Evidence, scale: Scale) -> Verdict:
     losses = {str(name): group["final_loss"].to_numpy() for name, group in rows.groupby("variant")}
     lower = holm(np.array([permutation_p(losses["baseline"], losses[name]) for name in NORMED]))
     higher = holm(np.array([permutation_p(losses[name], losses["baseline"]) for name in NORMED]))
-    capped = difference_of_means(losses["baseline"], losses["soft_cap"], method="welch")
-    gains = {name: difference_of_means(losses["baseline"], losses[name], method="welch") for name in NORMED}
+    capped = difference_of_means(losses["baseline"], losses["soft_cap"])
+    gains = {name: difference_of_means(losses["baseline"], losses[name]) for name in NORMED}
     weakest = min(gains.values(), key=lambda gain: gain.value)
     outcome: Outcome = "inconclusive"
     if np.all(lower <= 0.1) and capped.low <= 0:

@@ -54,38 +54,24 @@ def proportion_interval(
     return float(interval.low), float(interval.high)
 
 
-def difference_of_means(
-    first: np.ndarray,
-    second: np.ndarray,
-    level: float = 0.95,
-    method: Literal["percentile", "welch"] = "percentile",
-) -> Estimate:
-    """Mean of `first` less mean of `second`, two independent samples of seeds, in their unit.
+def difference_of_means(first: np.ndarray, second: np.ndarray, level: float = 0.95) -> Estimate:
+    """Mean of `first` less mean of `second`, two independent samples of seeds, in their unit: Welch's t interval.
 
-    method: percentile bootstrap, or Welch's t. Few seeds make the bootstrap too narrow: of normal values its 95 % cover
-    79 % at 3 against 3, 89 % at 5, 93 % at 10; Welch's cover 96 % there, but
-    rely on the normal law. No interval
-    where a sample has fewer than 2 values; two constant samples have one of no width. Raises ValueError where a value
-    is not finite or a sample is empty.
+    Of normal values it covers 96 % at 3 seeds against 3, where a percentile bootstrap covers 79. No interval where a
+    sample has fewer than 2 values; two constant samples have one of no width. Raises ValueError where a value is not
+    finite or a sample is empty.
     """
     first, second = _finite(first), _finite(second)
-    value = float(_mean_difference(first, second))
+    value = float(np.mean(first) - np.mean(second))
     if min(len(first), len(second)) < 2:
         return Estimate(value, np.nan, np.nan)
     if np.ptp(first) == np.ptp(second) == 0:
         return Estimate(value, value, value)
-    if method == "welch":
-        low, high = _welch(first, second, level)
-        return Estimate(value, value + low, value + high)
-    return _percentile_bootstrap(_mean_difference, first, second, level)
-
-
-def _welch(first: np.ndarray, second: np.ndarray, level: float) -> tuple[float, float]:
-    """Around 0; `stats.ttest_ind` has the same, but warns where one sample is constant, as spike counts often are."""
+    # `stats.ttest_ind` has the same, but warns where one sample is constant, as spike counts often are
     squares = np.array([first.var(ddof=1) / len(first), second.var(ddof=1) / len(second)])
     freedom = squares.sum() ** 2 / np.sum(squares**2 / [len(first) - 1, len(second) - 1])
-    low, high = stats.t.interval(level, freedom, scale=np.sqrt(squares.sum()))
-    return float(low), float(high)
+    low, high = stats.t.interval(level, freedom, loc=value, scale=np.sqrt(squares.sum()))
+    return Estimate(value, float(low), float(high))
 
 
 def difference_of_proportions(
@@ -117,23 +103,11 @@ def common_language_effect(first: np.ndarray, second: np.ndarray, level: float =
         raise ValueError("values: none may be nan, and each sample needs one")
     if min(len(first), len(second)) < 2:
         return Estimate(float(_exceedance(first, second)), np.nan, np.nan)
-    return _percentile_bootstrap(_exceedance, first, second, level)
-
-
-def _percentile_bootstrap(
-    statistic: Callable[..., Any], first: np.ndarray, second: np.ndarray, level: float
-) -> Estimate:
-    result = stats.bootstrap(
-        (first, second),
-        statistic,
-        confidence_level=level,
-        method="percentile",
-        batch=1000,
-        vectorized=True,
+    low, high = stats.bootstrap(
+        (first, second), _exceedance, confidence_level=level, method="percentile", batch=1000, vectorized=True,
         rng=np.random.default_rng(0),
-    )
-    low, high = result.confidence_interval
-    return Estimate(float(statistic(first, second)), float(low), float(high))
+    ).confidence_interval  # fmt: skip
+    return Estimate(float(_exceedance(first, second)), float(low), float(high))
 
 
 def _mean_difference(first: np.ndarray, second: np.ndarray, axis: int = -1) -> np.ndarray:

@@ -24,6 +24,7 @@ from verify.sweeps.lanes import side_by_side, train_missing
 from verify.sweeps.manifest import Sweep, read_sweep
 from verify.sweeps.on_mesh import train_missing_on
 from verify.sweeps.on_ray import train_missing_on_ray
+from verify.sweeps.speed import measured
 from verify.sweeps.standing import Standing, standings
 from verify.training.mesh import MeshShape
 from verify.training.run import Run, require_data
@@ -58,28 +59,45 @@ def read_share(file: Path, shard: str, lanes: int | None) -> tuple[Sweep, Sequen
 
 def plan(
     title: str, runs: Sequence[Run], out: Path, values: Values, lanes: int | None, mesh: MeshShape,
-    device_flops: float | None,
+    device_flops: float | None, measure: bool,
 ) -> int:  # fmt: skip
     """Print every run, and what is left to do; the exit status.
 
     mesh: devices each run is to be spread over, which need not be here. device_flops: floating-point operations a
-    second that a device achieves, to say how long it takes. Raises ValueError where that is not positive.
+    second that a device achieves, to say how long it takes. measure: train some steps here to say so. Raises ValueError
+    where device_flops is not positive, and where a mesh of several devices is to be measured.
     """
     if device_flops is not None and not device_flops > 0:
         raise ValueError(f"device_flops: must be a positive number, got {device_flops}")
+    if measure and mesh.devices > 1:
+        raise ValueError("measure: runs on one device each are measured; for a mesh give --device-flops")
     found = standings(runs, out)
     print(title)
     _console().print(_table(found, values))
     groups, threads = side_by_side(runs, lanes)
     for number, (program, alike) in enumerate(groupby(groups, lambda group: group[0].program()), 1):
         _print_program(number, program, list(alike), found, threads, mesh)
-    left = [cost(run) for run, standing in found.items() if standing.state != "done"]
-    tokens, flops = sum(one.tokens for one in left), sum(one.flops for one in left)
+    left = [run for run, standing in found.items() if standing.state != "done"]
+    tokens, flops = sum(cost(run).tokens for run in left), sum(cost(run).flops for run in left)
     print(f"\n{len(runs) - len(left)} of {len(runs)} done in {out}/; left: {tokens:.3g} tokens, {flops:.3g} FLOP")
+    if measure and left:
+        print_time(left, lanes)
     if device_flops is not None:
         hours = flops / device_flops / mesh.devices / 3600
         print(f"{hours:.3g} hours on {mesh.devices} devices that achieve {device_flops:.3g} FLOP/s each")
     return 0
+
+
+def print_time(runs: Sequence[Run], lanes: int | None) -> None:
+    """Measure how fast this machine trains some of them, and say how long all of them take."""
+    require_data(runs)
+    speed = measured(runs, lanes)
+    time_left = timedelta(seconds=round(speed.seconds(runs)))
+    print(
+        f"about {time_left} on this machine, which achieves {speed.flops:.3g} FLOP/s "
+        f"in the program with the most to do, and takes {speed.compile_seconds:.0f} s to compile one",
+        flush=True,
+    )
 
 
 def status(runs: Sequence[Run], out: Path, values: Values) -> int:
