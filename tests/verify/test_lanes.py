@@ -12,7 +12,7 @@ import xarray as xr
 
 from theory import Architecture
 from verify.sweeps import lanes, store
-from verify.sweeps.lanes import Unit
+from verify.sweeps.unit import Unit, lock
 from verify.training.checkpoint import DamagedCheckpoint
 from verify.training.optimizer import Optimizer
 from verify.training.run import Run
@@ -154,7 +154,7 @@ def test_a_process_takes_over_what_another_one_leaves(trained, tmp_path, monkeyp
     """It began while this one waited, with other lanes, and died: its units are gone on with, not those here."""
     monkeypatch.setattr(lanes, "POLL_SECONDS", 0.01)
     (tmp_path / ".unfinished").mkdir()
-    first = lanes.lock(RUNS[1], tmp_path)
+    first = lock(RUNS[1], tmp_path)
     first.acquire()
     with ThreadPoolExecutor(1) as pool:
         here = pool.submit(lanes.train_missing, RUNS[:4], tmp_path, 2)
@@ -209,7 +209,7 @@ def test_a_run_that_another_process_is_at_is_waited_for(trained, tmp_path, monke
     """The other one finishes the first run and dies at the second: only the second is done here, and last."""
     monkeypatch.setattr(lanes, "POLL_SECONDS", 0.01)
     (tmp_path / ".unfinished").mkdir()
-    first, second = (lanes.lock(run, tmp_path) for run in RUNS[:2])
+    first, second = (lock(run, tmp_path) for run in RUNS[:2])
     first.acquire()
     second.acquire()
     with ThreadPoolExecutor(1) as pool:

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from theory.command_line import parse
-from verify.__main__ import Command, _preset_arch, _preset_training, _runs, main
+from verify.__main__ import _preset_arch, _preset_training, _runs, main
+from verify.flags import Command
 from verify.sweeps import lanes, store
 from verify.training.recipes import small, trained_as
 from verify.training.run import Run
@@ -127,3 +128,14 @@ def test_a_preset_brings_its_training_and_flags_stand_above_it():
     assert runs("--z-loss", "0", "--optimizer.clip", "0.5") == [changed]
     deeper = runs("--arch.num-layers", "7", "--batch-ramp", "5", "3")[0]
     assert deeper.arch == dataclasses.replace(expected.arch, num_layers=7) and deeper.batch_ramp == ((5, 3),)
+
+
+def test_train_says_what_a_preset_brought(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("verify.sweeps.command.train", lambda *_: 0)
+    assert main(["train", "--preset", "palm-8b", "--small", "--dropout", "0.2", "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    for part in ("palm-8b trains with method adafactor", "decay rate_squared", "z_loss 0.0001", "dropout 0.2"):
+        assert part in said
+    assert "seeds" not in said and "precision" not in said
+    assert main(["train", "--dropout", "0.2", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == ""

@@ -15,9 +15,9 @@ import xarray as xr
 from theory import Architecture
 from verify.__main__ import main
 from verify.sweeps import on_mesh, store
-from verify.sweeps.lanes import Unit, lock
 from verify.sweeps.on_mesh import train_missing_on
 from verify.sweeps.standing import standings
+from verify.sweeps.unit import Unit, lock
 from verify.training.checkpoint import DamagedCheckpoint
 from verify.training.loop import _start, train, train_lanes
 from verify.training.mesh import MeshShape, join, put_tokens, tree_shardings

@@ -17,6 +17,7 @@ from verify.sweeps import command, lanes, store
 from verify.sweeps import cost as cost_module
 from verify.sweeps.command import share
 from verify.sweeps.manifest import read_sweep
+from verify.sweeps.unit import Unit, lock
 
 
 @given(st.integers(0, 50), st.integers(1, 12))
@@ -110,10 +111,10 @@ def test_the_status_tells_every_state_apart(sweep, tmp_path, capsys):
     store.save(runs[0], ENDED, out)
     store.path_of(runs[1], out).write_bytes(b"half")
     for run in runs[2:4]:
-        unit = lanes.Unit((run,), out)
+        unit = Unit((run,), out)
         unit.checkpoint.write(4, {}, {"loss": np.array([[3.0, 2.5, 2.25, 2.0]])})
         (unit.checkpoint.folder / "runs.txt").write_text(store.digest(run))
-    with lanes.lock(runs[2], out), lanes.lock(runs[4], out):
+    with lock(runs[2], out), lock(runs[4], out):
         assert main(["sweep", "status", str(sweep), "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert [cells[4:] for cells in rows(said, runs)] == [

@@ -4,52 +4,23 @@ Any number of processes may work on one folder, as each run is locked by the one
 it is kept chunk by chunk in FOLDER/.unfinished, so that after a kill the next process goes on from there.
 """
 
-import hashlib
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from theory.atomic_file import named, write_atomically
 from verify.sweeps import store
 from verify.sweeps.cost import lanes_that_fit, threads_that_fit
+from verify.sweeps.unit import Unit, begun, held, unfinished_units
 from verify.training.checkpoint import Checkpoint, DamagedCheckpoint
 from verify.training.compiled import release_when_many
 from verify.training.loop import train_lanes
 from verify.training.run import Run
 
 POLL_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Runs that advance together, and where: their last bits depend on how many they are, so they stay together."""
-
-    runs: tuple[Run, ...]
-    folder: Path
-
-    @property
-    def checkpoint(self) -> Checkpoint:
-        """What is done so far."""
-        digests = "\n".join(map(store.digest, self.runs))
-        return Checkpoint(_unfinished(self.folder) / hashlib.sha256(digests.encode()).hexdigest()[:12])
-
-    def missing(self) -> tuple[Run, ...]:
-        return tuple(run for run in self.runs if not store.path_of(run, self.folder).exists())
-
-    def begin(self) -> None:
-        """Make the checkpoint's folder and name the runs in it, for the next process and for who looks on."""
-        folder = self.checkpoint.folder
-        members = "".join(f"{store.digest(run)}\n" for run in self.runs)
-        with named(f"checkpoint: cannot write {folder}"):
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / _MEMBERS, lambda path: path.write_text(members))
 
 
 def train_missing(
@@ -104,7 +75,7 @@ def prepare(runs: Sequence[Run], folder: Path, lanes: int | None) -> tuple[list[
         if (path := store.path_of(run, folder)).exists():
             set_aside_if_damaged(path)
     asked = {store.digest(run) for run in runs}
-    for members, digests in _begun(folder):
+    for members, digests in begun(folder):
         steps = Checkpoint(members.parent).steps_done()
         if steps and asked & set(digests) and not asked >= set(digests):
             print(
@@ -114,7 +85,7 @@ def prepare(runs: Sequence[Run], folder: Path, lanes: int | None) -> tuple[list[
             )
     for unit in unfinished_units(runs, folder):
         if len(unit.missing()) == len(unit.runs) and not unit.checkpoint.steps_done():
-            with _held(unit.runs, folder) as ours:
+            with held(unit.runs, folder) as ours:
                 if ours:
                     unit.checkpoint.remove()  # nothing is lost, and these lanes may have been too many
     return side_by_side(runs, lanes)
@@ -137,38 +108,8 @@ def units_left(runs: Sequence[Run], groups: Sequence[Sequence[Run]], folder: Pat
     return [unit for unit in units if unit.missing()]
 
 
-def unfinished_units(runs: Iterable[Run], folder: Path) -> list[Unit]:
-    """Units in the folder that were begun and not finished, all of whose runs are among these."""
-    by_digest = {store.digest(run): run for run in runs}
-    return [
-        Unit(tuple(by_digest[digest] for digest in digests), folder)
-        for _, digests in _begun(folder)
-        if all(digest in by_digest for digest in digests)
-    ]
-
-
-def _begun(folder: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Every file that names runs which began together, with their digests."""
-    for members in sorted(_unfinished(folder).glob(f"*/{_MEMBERS}")):
-        with suppress(FileNotFoundError, UnicodeDecodeError):  # finished this moment, or damaged
-            if digests := members.read_text().split():
-                yield members, digests
-
-
-def lock(run: Run, folder: Path) -> FileLock:
-    """Held by the process that trains this run, and free as soon as it is dead."""
-    return FileLock(_unfinished(folder) / f"{store.digest(run)}.lock")
-
-
-_MEMBERS = "runs.txt"
-
-
 class _Stopped(Exception):
     pass
-
-
-def _unfinished(folder: Path) -> Path:
-    return folder / ".unfinished"
 
 
 def side_by_side(runs: Sequence[Run], lanes: int | None) -> tuple[list[list[Run]], int]:
@@ -185,31 +126,13 @@ def train_if_free(
     unit: Unit, one_core: bool, advanced: Callable[[int], None], finished: Callable[[Run, Path], None]
 ) -> bool:
     """Train what is missing of the unit, unless another process or thread is at one of its runs; whether it did."""
-    with _held(unit.missing(), unit.folder) as ours:
+    with held(unit.missing(), unit.folder) as ours:
         if not ours:
             return False
         if missing := unit.missing():  # once more: it may have been finished before the locks were ours
             whole = unit.checkpoint.folder.exists() and (len(missing) < len(unit.runs) or unit.checkpoint.steps_done())
             _train(unit if whole else Unit(missing, unit.folder), missing, one_core, advanced, finished)
     return True
-
-
-@contextmanager
-def _held(runs: Iterable[Run], folder: Path) -> Iterator[bool]:
-    """Holds the locks of all these runs, or says that another process or thread has one of them."""
-    _unfinished(folder).mkdir(parents=True, exist_ok=True)
-    locks = [lock(run, folder) for run in runs]
-    with ExitStack() as held:
-        try:
-            for one in locks:
-                held.enter_context(one.acquire(blocking=False))
-        except Timeout:
-            yield False
-            return
-        yield True
-        for one in locks:
-            with suppress(OSError):
-                Path(one.lock_file).unlink()
 
 
 def _train(

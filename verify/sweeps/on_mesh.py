@@ -12,7 +12,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from verify.sweeps import store
-from verify.sweeps.lanes import Unit, lock, set_aside_if_damaged
+from verify.sweeps.lanes import set_aside_if_damaged
+from verify.sweeps.unit import Unit, lock
 from verify.training.checkpoint import DamagedCheckpoint
 from verify.training.loop import train_lanes
 from verify.training.run import Run

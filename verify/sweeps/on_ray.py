@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from verify.sweeps import store
-from verify.sweeps.lanes import POLL_SECONDS, Unit, prepare, train_if_free, units_left
+from verify.sweeps.lanes import POLL_SECONDS, prepare, train_if_free, units_left
+from verify.sweeps.unit import Unit
 from verify.training.run import Run
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 from filelock import Timeout
 
 from verify.sweeps import store
-from verify.sweeps.lanes import lock, unfinished_units
+from verify.sweeps.unit import lock, unfinished_units
 from verify.training.run import Run
 
 State = Literal["to do", "running", "interrupted", "done", "damaged"]
