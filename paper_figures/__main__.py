@@ -1,37 +1,42 @@
-"""Draw figures of "Spike No More" from a finished report: python -m paper_figures [NAME ...] [--list] [--all].
+"""Draw the papers' figures from this project's own runs: python -m paper_figures [NAME ...] [--list] [--all].
 
-Exit status 0: done; 2: wrong usage, or data that are not there, with the command that makes them.
+Their data come with the package, at scale small; --recompute makes them anew, training what is missing. Exit status 0:
+done; 2: wrong usage, or data that are not there, with the command that makes them; 130: interrupted.
 """
 
 import dataclasses
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import tyro
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 
-from paper_figures import spike_no_more
-from paper_figures.spike_no_more import FIGURES, Data
+from paper_figures.data import COMMITTED
 from theory.command_line import run
-from verify.report.style import INK, RC
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Draw figures from the data of a finished report."""
+    """Draw figures, and a page of all that were drawn."""
 
     names: tyro.conf.Positional[tuple[str, ...]] = ()
     """figures to draw; --list shows them"""
     list: bool = False
-    """show every figure with what the original shows"""
+    """show every figure: what the original shows, what it takes to train, whether its data are here"""
     all: bool = False
     """draw every figure"""
-    report: Path = Path("report")
-    """folder of the report whose data are drawn"""
+    scale: Literal["tiny", "small", "gpu"] = "small"
+    """of the runs: tiny: whether it works; small: hours on 2 cores; gpu: one accelerator"""
+    recompute: bool = False
+    """make the data anew from runs in --runs, training what is missing there"""
+    runs: Path = Path("claims/runs")
+    """folder of the runs, as python -m verify claims has it"""
+    lanes: int | None = None
+    """most runs that advance together in one compiled program (None: as many as pay and fit into memory)"""
+    data: Path = COMMITTED
+    """folder of the figures' data"""
     out: Path = Path("figures")
-    """folder of the figures, PNG and PDF"""
+    """folder of the figures: PDF, SVG, PNG, CSV, and index.html"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,27 +46,20 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(options: Options) -> int:
+    from paper_figures.gallery import draw, listed, recomputed
+    from verify.claims.scale import scale
+
+    at = scale(options.scale)
     if options.list or not (options.names or options.all):
-        for name, figure in FIGURES.items():
-            print(f"{name:<14} {figure.original}")
+        print(listed(at, options.data, options.runs))
         return 0
-    for name in options.names:
-        if name not in FIGURES:
-            raise ValueError(f"name: unknown figure {name!r}; choose one of {', '.join(FIGURES)}")
-    data = spike_no_more.load(options.report)
-    options.out.mkdir(parents=True, exist_ok=True)
-    for name in FIGURES if options.all else options.names:
-        print(", ".join(str(path) for path in _save(FIGURES[name].draw, data, options.out / name)))
+    if options.recompute:
+        status = recomputed(options.names, at, options.data, options.runs, options.lanes)
+        if status:
+            return status
+    for line in draw(options.names, at, options.data, options.out):
+        print(line)
     return 0
-
-
-def _save(draw: Callable[[Data], Figure], data: Data, stem: Path) -> tuple[Path, Path]:
-    figure = draw(data)
-    paths = stem.with_suffix(".png"), stem.with_suffix(".pdf")
-    with rc_context(RC):
-        for path in paths:
-            figure.savefig(path, dpi=200, facecolor="white", edgecolor=INK)
-    return paths
 
 
 if __name__ == "__main__":

@@ -1,20 +1,16 @@
 """`python -m verify claims`: train what the claims ask for, each run once, and judge them."""
 
-import dataclasses
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from verify.claims import CLAIMS, Claim, Verdict
+from verify.claims import CLAIMS, Claim
 from verify.claims.evidence import Cell, Evidence
 from verify.claims.scale import Scale, scale
-from verify.claims.table import markdown, print_verdicts
+from verify.claims.verdicts import print_verdicts, read, write
 from verify.sweeps import store
 from verify.sweeps.command import here, print_time, train
 from verify.sweeps.cost import cost
@@ -30,7 +26,7 @@ def judge(ids: Sequence[str], scale_name: str, out: Path, lanes: int | None, pla
     for one that the report judges, and for a file of verdicts that is none.
     """
     chosen, at = _chosen(ids), scale(scale_name)
-    before = _read(out / "verdicts.json", at.name)
+    before = read(out / "verdicts.json", at.name)
     asked = {claim.id: _cells(claim, at) for claim in chosen}
     runs = {cell.run: cell for cells in asked.values() for cell in cells}
     folder = out / "runs"
@@ -50,42 +46,10 @@ def judge(ids: Sequence[str], scale_name: str, out: Path, lanes: int | None, pla
         table = evidence.table(asked[claim.id])
         store.require_writable(out / "evidence")
         store.write_atomically(out / "evidence" / f"{claim.id}.csv", partial(table.to_csv, index=False))
-    _write(before | {verdict.claim: verdict for verdict in verdicts}, out)
+    write(before | {verdict.claim: verdict for verdict in verdicts}, out)
     print_verdicts("claims, judged", verdicts)
     print(f"verdicts: {out}/verdicts.json and .md, a row a run: {out}/evidence/, runs: {folder}/")
     return 0
-
-
-def _read(file: Path, scale_name: str) -> dict[str, Verdict]:
-    """Verdicts of that scale in the file, none if there is none."""
-    if not file.exists():
-        return {}
-    names = {field.name for field in dataclasses.fields(Verdict)}
-    try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
-        found = [Verdict(**{name: _number(row[name]) for name in names}) for row in rows]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"claims: {file} holds no verdicts of ours; move it away ({error!r})") from error
-    return {verdict.claim: verdict for verdict in found if verdict.scale == scale_name}
-
-
-def _number(value: Any) -> Any:
-    """JSON has no NaN."""
-    return np.nan if value is None else value
-
-
-def _write(verdicts: dict[str, Verdict], out: Path) -> None:
-    ordered = [(claim, verdicts[name]) for name, claim in CLAIMS.items() if name in verdicts]
-    rows = [
-        {name: None if value != value else value for name, value in dataclasses.asdict(verdict).items()}
-        | {"statement": claim.statement, "source": claim.source, "protocol": claim.protocol, "rule": claim.rule}
-        | {"evidence": f"evidence/{claim.id}.csv"}
-        for claim, verdict in ordered
-    ]
-    text = json.dumps(rows, indent=1) + "\n"
-    store.write_atomically(out / "verdicts.json", lambda path: path.write_text(text, encoding="utf-8"))
-    table = markdown([verdict for _, verdict in ordered])
-    store.write_atomically(out / "verdicts.md", lambda path: path.write_text(table, encoding="utf-8"))
 
 
 def _chosen(ids: Sequence[str]) -> list[Claim]:

@@ -10,7 +10,7 @@ from theory import derive
 from theory.derivation import topics
 from verify.claims import Verdict
 from verify.claims.evidence import Evidence
-from verify.claims.table import print_verdicts
+from verify.claims.verdicts import print_verdicts
 from verify.report import stages
 from verify.report.options import METHODS, TITLES, ReportOptions
 from verify.report.page import page

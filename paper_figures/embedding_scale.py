@@ -1,0 +1,290 @@
+"""What readers of "Spike No More" asked for and did not get: seeds, scales, leads, the stream through training."""
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from paper_figures import style
+from paper_figures.data import of, series, summaries, values
+from paper_figures.figure import PaperFigure
+from paper_figures.spike_no_more import NAMES
+from paper_figures.style import COLOUR, MARKER, ORDERED, TITLES
+from theory import predict
+from verify.claims.embedding_scale import (
+    EMBEDDING,
+    block_runs,
+    form_runs,
+    method_runs,
+    multiplier_runs,
+    requirement_runs,
+    stand_in,
+)
+from verify.claims.evidence import Evidence
+from verify.claims.regimes import regime_runs
+from verify.claims.scale import Scale
+from verify.statistics.intervals import permutation_p
+from verify.statistics.spikes import event_bounds, spike_steps
+from verify.training.run import changed
+
+COUNTS = ("gradient_spikes", "loss_spikes")
+BESIDE = (("gradient_spikes", "gradient spikes a run"), ("final_loss", "final loss (nats per token)"))
+
+
+def _counts(evidence: Evidence, scale: Scale) -> xr.Dataset:
+    return summaries(evidence, method_runs(scale), COUNTS)
+
+
+def _draw_counts(data: xr.Dataset) -> Figure:
+    with style.page(style.PAGE, 2.2) as figure:
+        panels = figure.subplots(1, 2)
+        for axes, variable, label in zip(panels, COUNTS, ("gradient norm", "loss"), strict=True):
+            style.strips(axes, data, variable, "embedding", list(NAMES), COLOUR)
+            axes.set_xticks(range(len(NAMES)), [TITLES[name].replace(" ", "\n") for name in NAMES])
+            axes.set(ylabel=f"spikes of the\n{label} a run", ylim=(-0.4, max(float(data[variable].max()), 1) + 0.5))
+            axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    return figure
+
+
+def _multipliers(evidence: Evidence, scale: Scale) -> xr.Dataset:
+    """The embedding's std, and what `predict` says of each multiplier before training."""
+    found = summaries(evidence, multiplier_runs(scale), ("final_loss", "gradient_spikes"))
+    run = stand_in(scale)
+    multipliers = values(found, "multiplier")
+    predicted = [predict(changed(run, {EMBEDDING: value}).arch).amplification for value in multipliers]
+    unit = float(run.arch.std("embedding")[0])
+    return found.assign(
+        std=("run", unit * found["multiplier"].to_numpy()), amplification=("scale", np.array(predicted)),
+        predicted_std=("scale", unit * np.array(multipliers)),
+    )  # fmt: skip
+
+
+def _draw_multipliers(data: xr.Dataset) -> Figure:
+    with style.page(style.COLUMN, 4.2) as figure:
+        panels = figure.subplots(3, 1, sharex=True)
+        for axes, variable in zip(panels, ("final_loss", "gradient_spikes"), strict=False):
+            axes.plot(data["std"], data[variable], "o", ms=3, color=COLOUR["scaled"], alpha=0.6, mew=0)
+            means = data[variable].groupby(data["std"]).mean()
+            axes.plot(means["std"], means, color=COLOUR["scaled"])
+        panels[2].plot(data["predicted_std"], data["amplification"], color=style.PRINT["text.color"], marker=".")
+        for axes, label in zip(
+            panels,
+            ("final loss\n(nats per token)", "gradient spikes\na run", "predicted\namplification"), strict=True,
+        ):  # fmt: skip
+            axes.set(xscale="log", ylabel=label)
+            axes.axvline(1, color="#888888", lw=0.8, ls=":")
+        style.log_y(panels[2])
+        panels[2].set_xlabel("std of the embedding's output")
+    return figure
+
+
+def _around(evidence: Evidence, scale: Scale) -> xr.Dataset:
+    """Loss and gradient norm around every loss spike of 4 standard deviations, against the steps before."""
+    steps = stand_in(scale).steps
+    reach, before = min(20, steps // 10), min(50, steps // 4)
+    losses, norms, methods = [], [], []
+    for cell in method_runs(scale):
+        data = evidence.dataset(cell)
+        loss, gradient = (data[name].to_numpy().astype(np.float64) for name in ("loss", "gradient_norm"))
+        flags = spike_steps(loss, evidence.window, deviations=4, warm_up=cell.run.optimizer.warmup_steps)
+        for start, _ in event_bounds(flags):
+            if before + reach <= start < len(loss) - reach and loss[start] > loss[start - before : start].mean():
+                past = slice(start - reach - before, start - reach)
+                around = slice(start - reach, start + reach + 1)
+                losses.append(loss[around] - np.median(loss[past]))
+                norms.append(gradient[around] / np.median(gradient[past]))
+                methods.append(str(cell.labels["embedding"]))
+    empty = np.empty((0, 2 * reach + 1))
+    return xr.Dataset(
+        {
+            "loss_excess": (("run", "offset"), np.array(losses) if losses else empty, {"units": "nats per token"}),
+            "gradient_ratio": (("run", "offset"), np.array(norms) if norms else empty, {"units": "1"}),
+        },
+        {"offset": np.arange(-reach, reach + 1), "embedding": ("run", np.array(methods, dtype=str))},
+    )
+
+
+def _draw_around(data: xr.Dataset) -> Figure:
+    with style.page(style.PAGE, 2.3) as figure:
+        panels = figure.subplots(1, 2)
+        for axes, variable, label in zip(
+            panels, ("loss_excess", "gradient_ratio"),
+            ("loss above its median before\n(nats per token)", "gradient norm over\nits median before"), strict=True,
+        ):  # fmt: skip
+            if data.sizes["run"]:
+                low, middle, high = data[variable].quantile([0.1, 0.5, 0.9], dim="run").transpose("quantile", "offset")
+                axes.fill_between(data["offset"], low, high, color=COLOUR["vanilla"], alpha=0.2, lw=0)
+                axes.plot(data["offset"], middle, color=COLOUR["vanilla"])
+            axes.axvline(0, color="#888888", lw=0.8, ls=":")
+            axes.set(xlabel="step after the loss spike", ylabel=label)
+        figure.suptitle(f"{data.sizes['run']} loss spikes of 4 standard deviations", fontsize=9)
+    return figure
+
+
+def _stream(evidence: Evidence, scale: Scale) -> xr.Dataset:
+    cells = [cell for cell in method_runs(scale) if cell.labels["embedding"] in ("vanilla", "scaled")]
+    found = series(evidence, cells, ("shortcut_std",), every=max(stand_in(scale).steps // 100, 1))
+    last = found.sizes["place"] - 1
+    places = sorted({0, 1, 2, last // 2, last})
+    return found.isel(place=places).assign_coords(place=places)
+
+
+def _draw_stream(data: xr.Dataset) -> Figure:
+    with style.page(style.PAGE, 2.6) as figure:
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, method in zip(panels, ("vanilla", "scaled"), strict=True):
+            runs = of(data, embedding=method)
+            for place, colour in zip(data["place"].to_numpy(), ["#888888", *ORDERED], strict=False):
+                name = "embedding" if place == 0 else f"after {place}"
+                style.band(axes, runs.sel(place=place), "shortcut_std", colour, smoothed=1, label=name)
+            axes.set(title=TITLES[method], xlabel="step")
+            style.log_y(axes)
+        panels[0].set_ylabel("std of the stream")
+        style.legend(figure, panels[0])
+    return figure
+
+
+def _requirements(evidence: Evidence, scale: Scale) -> xr.Dataset:
+    return summaries(evidence, requirement_runs(scale), (*COUNTS, "final_loss"))
+
+
+def _draw_requirements(data: xr.Dataset) -> Figure:
+    with style.page(style.PAGE, 2.3) as figure:
+        panels = figure.subplots(1, 2)
+        shown = [("small", "vanilla"), ("megatron", "vanilla"), ("small", "scaled"), ("megatron", "scaled")]
+        said = ("neither", "small\nsub-layers", "large\nshortcut", "both")
+        for axes, variable, label in zip(
+            panels,
+            ("gradient_spikes", "final_loss"),
+            ("gradient spikes a run", "final loss (nats per token)"),
+            strict=True,
+        ):
+            for place, (initialization, embedding) in enumerate(shown):
+                found = of(data, initialization=initialization, embedding=embedding)[variable].to_numpy()
+                style.strip(axes, place, found, COLOUR[embedding])
+            axes.set_xticks(range(4), said)
+            axes.set_ylabel(label)
+        figure.supxlabel("requirement met", fontsize=9)
+    return figure
+
+
+def _blocks(evidence: Evidence, scale: Scale) -> xr.Dataset:
+    return summaries(evidence, block_runs(scale), (*COUNTS, "final_loss"))
+
+
+def _draw_blocks(data: xr.Dataset) -> Figure:
+    with style.page(style.PAGE, 2.3) as figure:
+        panels = figure.subplots(1, 2)
+        variants = values(data, "variant")
+        for axes, variable, label in zip(
+            panels,
+            ("gradient_spikes", "final_loss"),
+            ("gradient spikes a run", "final loss (nats per token)"),
+            strict=True,
+        ):
+            ticks = []
+            for place, (variant, method) in enumerate((v, m) for v in variants for m in ("vanilla", "scaled")):
+                style.strip(
+                    axes, place, of(data, variant=variant, embedding=method)[variable].to_numpy(), COLOUR[method]
+                )
+                ticks.append(f"{variant}\n{TITLES[method]}")
+            axes.set_xticks(range(len(ticks)), ticks, fontsize=7)
+            axes.set_ylabel(label)
+    return figure
+
+
+def _forms(evidence: Evidence, scale: Scale) -> xr.Dataset:
+    return summaries(evidence, form_runs(scale), (*COUNTS, "final_loss"))
+
+
+def _draw_forms(data: xr.Dataset) -> Figure:
+    with style.page(style.PAGE, 2.6) as figure:
+        panels = figure.subplots(1, 4, sharey=True)
+        cross = [(tied, decay) for tied in (False, True) for decay in (True, False)]
+        names = values(data, "embedding")
+        for axes, (tied, decay) in zip(panels, cross, strict=True):
+            style.strips(axes, of(data, tied=tied, decay_embeddings=decay), "final_loss", "embedding", names, COLOUR)
+            axes.set_xticks(range(len(names)), [TITLES[name] for name in names], rotation=45, ha="right")
+            axes.set_title(f"{'tied' if tied else 'untied'},\n{'decay' if decay else 'no decay'} on the table")
+        panels[0].set_ylabel("final loss (nats per token)")
+    return figure
+
+
+def _regimes(evidence: Evidence, scale: Scale) -> xr.Dataset:
+    return summaries(evidence, regime_runs(scale), (*COUNTS, "final_loss", "largest_gradient_norm"))
+
+
+def _draw_regimes(data: xr.Dataset) -> Figure:
+    """A row a setting: every run as a point, means as bars; p of a one-sided permutation test beside."""
+    names = values(data, "setting")
+    with style.page(style.PAGE, 0.9 + 0.2 * len(names)) as figure:
+        panels = figure.subplots(1, 2, sharey=True)
+        for place, name in enumerate(names):
+            first, second = (of(data, setting=name, embedding=method) for method in ("vanilla", "scaled"))
+            for axes, (variable, _) in zip(panels, BESIDE, strict=True):
+                for runs, method, shift in ((first, "vanilla", -0.15), (second, "scaled", 0.15)):
+                    found = runs[variable].to_numpy()
+                    axes.plot(found, np.full(len(found), place + shift), MARKER[method], ms=2.5, color=COLOUR[method],
+                              alpha=0.5, mew=0)  # fmt: skip
+                    axes.plot([found.mean()] * 2, [place + shift - 0.17, place + shift + 0.17], color=COLOUR[method],
+                              lw=1.8, label="_" * (place > 0) + TITLES[method])  # fmt: skip
+            p = permutation_p(first["gradient_spikes"].to_numpy(), second["gradient_spikes"].to_numpy())
+            panels[0].annotate(
+                f"p {p:.2g}", (1, place), xycoords=("axes fraction", "data"), xytext=(-2, 0),
+                textcoords="offset points", ha="right", va="center", fontsize=7,
+                fontweight="bold" if p < 0.01 else "normal",
+            )  # fmt: skip
+        for axes, (_, label) in zip(panels, BESIDE, strict=True):
+            axes.set(xlabel=label, ylim=(len(names) - 0.5, -0.5))
+            axes.grid(axis="y", color="#DDDDDD", lw=0.5)
+        panels[0].set_yticks(range(len(names)), names)
+        panels[0].set_xlim(right=1.3 * float(data["gradient_spikes"].max()) + 1)
+        style.legend(figure, panels[0])
+    return figure
+
+
+FIGURES = (
+    PaperFigure(
+        "regimes", "not in the paper: where does the difference end?",
+        "The stand-in as it is and with one thing changed at a time: spikes of the gradient norm and final loss, a "
+        "point a run, means as bars. p: that Vanilla has no more spikes than Scaled Embed, by permutation.",
+        _regimes, _draw_regimes, ("SNM-15",), (regime_runs,),
+    ),
+    PaperFigure(
+        "spike_counts", "not in the paper, which has one seed",
+        "Spikes a run, every seed a point, the mean a bar: 7 standard deviations off the mean of the steps before, "
+        "merged within 10 steps.", _counts, _draw_counts, ("SNM-15",), (method_runs,),
+    ),
+    PaperFigure(
+        "embedding_std", "not in the paper: why a std of 1?",
+        "Final loss, spikes of the gradient norm, and the amplification that `predict` gives before training, against "
+        "the std of the embedding's output; the dotted line is 1.", _multipliers, _draw_multipliers, ("SNM-12",),
+        (multiplier_runs,),
+    ),
+    PaperFigure(
+        "lead", "not in the paper: does the gradient norm grow before the loss spikes?",
+        "Loss and gradient norm around every loss spike of the four methods: median, and 80 % of the spikes. Both are "
+        "of the batch and weights of their step, so a lead is a step below 0.", _around, _draw_around, ("SNM-11",),
+        (method_runs,),
+    ),
+    PaperFigure(
+        "stream", "not in the paper: sigma_x through training",
+        "Standard deviation of the stream where it leaves the embedding and after some of the additions; median over "
+        "seeds, and 80 % of them.", _stream, _draw_stream, ("SNM-13",), (method_runs,),
+    ),
+    PaperFigure(
+        "requirements", "section 3 [S] argues for both requirements; no figure crosses them",
+        "With the depth factor on output matrices (small sub-layers) or without, Scaled Embed (large shortcut) or "
+        "Vanilla.", _requirements, _draw_requirements, ("SNM-9",), (requirement_runs,),
+    ),
+    PaperFigure(
+        "blocks", "not in the paper: LLaMA-like and parallel blocks",
+        "Vanilla and Scaled Embed with RMSNorm and SwiGLU, and with attention and feed-forward side by side.",
+        _blocks, _draw_blocks, ("SNM-14",), (block_runs,),
+    ),
+    PaperFigure(
+        "forms", "not in the paper: multiplier, initial std and LayerNorm, with tied tables and decay on them",
+        "Final loss of the three forms of the fix and of Vanilla; points are seeds, the bar is their mean.",
+        _forms, _draw_forms, ("SNM-16",), (form_runs,),
+    ),
+)  # fmt: skip

@@ -1,0 +1,54 @@
+"""Where does the difference between Vanilla and Scaled Embed end? The stand-in with one thing changed at a time."""
+
+from typing import Any
+
+from verify.claims.embedding_scale import EMBEDDING, RATE, SEED, VANILLA, stand_in
+from verify.claims.evidence import Cell, cells
+from verify.claims.scale import Scale
+from verify.training.run import changed
+
+AS_IT_IS = "as it is"
+METHODS = (VANILLA, "scaled")
+
+
+def settings(scale: Scale) -> dict[str, dict[str, Any]]:
+    """By name, the fields in which each differs from `stand_in`; as many tokens a step, but where the batch differs."""
+    run = stand_in(scale)
+    arch, rate, batch, steps = run.arch, run.optimizer.learning_rate, run.batch_size, run.steps
+    return {
+        AS_IT_IS: {},
+        "rate / 4": {RATE: rate / 4},
+        "rate / 2": {RATE: rate / 2},
+        "rate x 2": {RATE: rate * 2},
+        "cosine schedule": {"optimizer.schedule": "cosine"},
+        "1 step of warm-up": {"optimizer.warmup_steps": 1},
+        "no clipping": {"optimizer.clip": 0.0},
+        "beta2 0.99": {"optimizer.beta2": 0.99},
+        "beta2 0.999": {"optimizer.beta2": 0.999},
+        "no decay": {"optimizer.weight_decay": 0.0},
+        "decay x 3": {"optimizer.weight_decay": 3 * run.optimizer.weight_decay},
+        "batch / 4": {"batch_size": batch // 4},
+        "batch x 4, half the steps": {"batch_size": batch * 4, "steps": steps // 2},
+        "full batch": {"windows": batch, "steps": steps // 2},
+        "depth / 4": {"arch.num_layers": max(arch.num_layers // 4, 1)},
+        "depth x 2": {"arch.num_layers": arch.num_layers * 2},
+        "width x 2, rate / 2": {
+            "arch.d_model": arch.d_model * 2, "arch.num_heads": arch.num_heads * 2, RATE: rate / 2,
+        },
+        "length x 4": {"arch.seq_len": arch.seq_len * 4, "batch_size": max(batch // 4, 1)},
+        "tied tables": {"arch.tied": True},
+        "frozen table": {"optimizer.embedding_rate": 0.0},
+        "QK norm": {"arch.attention": "qk_norm"},
+        "words": {"corpus": "words", "arch.vocab_size": 1024},
+        "bfloat16": {"precision": "bfloat16"},
+    }  # fmt: skip
+
+
+def regime_runs(scale: Scale) -> tuple[Cell, ...]:
+    """Vanilla and Scaled Embed in every setting, a quarter of the seeds of the main comparison."""
+    seeds = range(max(scale.spike_seeds // 4, 2))
+    return tuple(
+        cell
+        for name, fields in settings(scale).items()
+        for cell in cells(changed(stand_in(scale), fields), {EMBEDDING: METHODS, SEED: seeds}, setting=name)
+    )
