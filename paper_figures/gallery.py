@@ -62,14 +62,21 @@ def recomputed(names: Sequence[str], scale: Scale, data: Path, runs: Path, lanes
 
 
 def draw(names: Sequence[str], scale: Scale, data: Path, out: Path) -> Iterator[str]:
-    """Draw these figures (none: all), the files of each as a line, and the page of all that lie in `out`.
+    """Draw these figures, the files of each as a line, and the page of all that lie in `out`.
 
+    names: none for all that have data; of the others a line says which command makes them.
     Raises ValueError for an unknown name, missing data, or a folder that cannot be written.
     """
-    figures = _chosen(names)
-    found = {figure.name: load(figure.name, scale.name, data) for figure in figures}
+    found = {}
+    for figure in _chosen(names):
+        try:
+            found[figure.name] = load(figure.name, scale.name, data)
+        except ValueError as error:
+            if names:
+                raise
+            yield str(error)
     store.require_writable(out)
-    for figure in figures:
+    for figure in map(FIGURES.__getitem__, found):
         drawn = figure.draw(found[figure.name])
         writers: dict[str, Callable[[Path], object]] = {
             ending: partial(drawn.savefig, format=ending, dpi=200, metadata=_METADATA[ending])

@@ -216,6 +216,14 @@ def test_the_list_says_what_the_original_shows_and_what_is_here(made, tmp_path, 
     assert "6 of 6 runs" in next(line for line in lines if line.startswith("snm_6"))
 
 
+def test_all_are_those_that_have_data(made, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(gallery, "FIGURES", {name: FIGURES[name] for name in ("snm_2", "requirements")})
+    save(load("requirements", "tiny", made), path_of("requirements", "tiny", tmp_path))
+    assert main(["--all", "--scale", "tiny", "--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    first, second, page = capsys.readouterr().out.splitlines()
+    assert first.startswith("data: none of figure snm_2") and "requirements.{pdf" in second and "1 figures" in page
+
+
 def test_wrong_input(tmp_path, capsys):
     assert main(["snm_99", "--out", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err.startswith("error: name: unknown figure 'snm_99'; choose one of snm_1, snm_2")
