@@ -19,6 +19,7 @@ from theory.conditions import LARGEST_EXCESS, SMALLEST_STD, requirements_table
 from theory.presets import preset
 from verify.claims.evidence import Evidence
 from verify.claims.scale import Scale
+from verify.report.style import legend
 
 # name of a preset: what it is called, and where its name stands from its point, in points
 _PLACES = {
@@ -130,7 +131,7 @@ def _draw_requirements(data: xr.Dataset) -> Figure:
         beside.set(yscale="log", ylim=axes.get_ylim())
         beside.set_yticks(heights, [textwrap.fill(", ".join(names), 26) for names in rows], fontsize=7)
         beside.minorticks_off()
-        style.legend(figure, axes)
+        legend(figure, axes)
     return figure
 
 

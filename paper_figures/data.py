@@ -21,9 +21,10 @@ def path_of(name: str, scale: str, folder: Path) -> Path:
 def save(dataset: xr.Dataset, path: Path) -> None:
     """Numbers of many runs are rounded to 4 digits, which makes the file small. Raises OSError that names the file."""
     with_bits = dataset.map(_rounded, keep_attrs=True)
-    encoding = {str(name): {"zlib": True, "complevel": 9, "shuffle": True} for name in with_bits.data_vars}
     store.require_writable(path.parent, "data")
-    store.write_dataset(path, with_bits, {name: how for name, how in encoding.items() if with_bits[name].dtype != "O"})
+    store.write_dataset(
+        path, with_bits, {str(name): {"zlib": True, "complevel": 9, "shuffle": True} for name in with_bits.data_vars}
+    )
 
 
 def load(name: str, scale: str, folder: Path) -> xr.Dataset:

@@ -1,5 +1,7 @@
 """What readers of "Spike No More" asked for and did not get: seeds, scales, leads, the stream through training."""
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
@@ -23,6 +25,7 @@ from verify.claims.embedding_scale import (
 from verify.claims.evidence import Evidence
 from verify.claims.regimes import regime_runs
 from verify.claims.scale import Scale
+from verify.report.style import legend
 from verify.statistics.intervals import permutation_p
 from verify.statistics.spikes import event_bounds, spike_steps
 from verify.training.run import changed
@@ -94,11 +97,11 @@ def _around(evidence: Evidence, scale: Scale) -> xr.Dataset:
                 losses.append(loss[around] - np.median(loss[past]))
                 norms.append(gradient[around] / np.median(gradient[past]))
                 methods.append(str(cell.labels["embedding"]))
-    empty = np.empty((0, 2 * reach + 1))
+    shape = (len(methods), 2 * reach + 1)
     return xr.Dataset(
         {
-            "loss_excess": (("run", "offset"), np.array(losses) if losses else empty, {"units": "nats per token"}),
-            "gradient_ratio": (("run", "offset"), np.array(norms) if norms else empty, {"units": "1"}),
+            "loss_excess": (("run", "offset"), np.reshape(losses, shape), {"units": "nats per token"}),
+            "gradient_ratio": (("run", "offset"), np.reshape(norms, shape), {"units": "1"}),
         },
         {"offset": np.arange(-reach, reach + 1), "embedding": ("run", np.array(methods, dtype=str))},
     )
@@ -112,9 +115,7 @@ def _draw_around(data: xr.Dataset) -> Figure:
             ("loss above its median before\n(nats per token)", "gradient norm over\nits median before"), strict=True,
         ):  # fmt: skip
             if data.sizes["run"]:
-                low, middle, high = data[variable].quantile([0.1, 0.5, 0.9], dim="run").transpose("quantile", "offset")
-                axes.fill_between(data["offset"], low, high, color=COLOUR["vanilla"], alpha=0.2, lw=0)
-                axes.plot(data["offset"], middle, color=COLOUR["vanilla"])
+                style.spread(axes, data[variable], "offset", COLOUR["vanilla"])
             axes.axvline(0, color="#888888", lw=0.8, ls=":")
             axes.set(xlabel="step after the loss spike", ylabel=label)
         figure.suptitle(f"{data.sizes['run']} loss spikes of 4 standard deviations", fontsize=9)
@@ -140,7 +141,7 @@ def _draw_stream(data: xr.Dataset) -> Figure:
             axes.set(title=TITLES[method], xlabel="step")
             style.log_y(axes)
         panels[0].set_ylabel("std of the stream")
-        style.legend(figure, panels[0])
+        legend(figure, panels[0])
     return figure
 
 
@@ -150,20 +151,14 @@ def _requirements(evidence: Evidence, scale: Scale) -> xr.Dataset:
 
 def _draw_requirements(data: xr.Dataset) -> Figure:
     with style.page(style.PAGE, 2.3) as figure:
-        panels = figure.subplots(1, 2)
-        shown = [("small", "vanilla"), ("megatron", "vanilla"), ("small", "scaled"), ("megatron", "scaled")]
-        said = ("neither", "small\nsub-layers", "large\nshortcut", "both")
-        for axes, variable, label in zip(
-            panels,
-            ("gradient_spikes", "final_loss"),
-            ("gradient spikes a run", "final loss (nats per token)"),
-            strict=True,
-        ):
-            for place, (initialization, embedding) in enumerate(shown):
-                found = of(data, initialization=initialization, embedding=embedding)[variable].to_numpy()
-                style.strip(axes, place, found, COLOUR[embedding])
-            axes.set_xticks(range(4), said)
-            axes.set_ylabel(label)
+        shown = {
+            "neither": ("small", "vanilla"), "small\nsub-layers": ("megatron", "vanilla"),
+            "large\nshortcut": ("small", "scaled"), "both": ("megatron", "scaled"),
+        }  # fmt: skip
+        _strips_beside(figure, {
+            said: (of(data, initialization=initialization, embedding=method), COLOUR[method])
+            for said, (initialization, method) in shown.items()
+        })  # fmt: skip
         figure.supxlabel("requirement met", fontsize=9)
     return figure
 
@@ -174,23 +169,20 @@ def _blocks(evidence: Evidence, scale: Scale) -> xr.Dataset:
 
 def _draw_blocks(data: xr.Dataset) -> Figure:
     with style.page(style.PAGE, 2.3) as figure:
-        panels = figure.subplots(1, 2)
-        variants = values(data, "variant")
-        for axes, variable, label in zip(
-            panels,
-            ("gradient_spikes", "final_loss"),
-            ("gradient spikes a run", "final loss (nats per token)"),
-            strict=True,
-        ):
-            ticks = []
-            for place, (variant, method) in enumerate((v, m) for v in variants for m in ("vanilla", "scaled")):
-                style.strip(
-                    axes, place, of(data, variant=variant, embedding=method)[variable].to_numpy(), COLOUR[method]
-                )
-                ticks.append(f"{variant}\n{TITLES[method]}")
-            axes.set_xticks(range(len(ticks)), ticks, fontsize=7)
-            axes.set_ylabel(label)
+        _strips_beside(figure, {
+            f"{variant}\n{TITLES[method]}": (of(data, variant=variant, embedding=method), COLOUR[method])
+            for variant in values(data, "variant") for method in ("vanilla", "scaled")
+        }, fontsize=7)  # fmt: skip
     return figure
+
+
+def _strips_beside(figure: Figure, shown: dict[str, tuple[xr.Dataset, str]], **ticks: Any) -> None:
+    """Spikes and final loss in a panel each, a strip for each of these runs under their name."""
+    for axes, (variable, label) in zip(figure.subplots(1, 2), BESIDE, strict=True):
+        for place, (runs, colour) in enumerate(shown.values()):
+            style.strip(axes, place, runs[variable].to_numpy(), colour)
+        axes.set_xticks(range(len(shown)), list(shown), **ticks)
+        axes.set_ylabel(label)
 
 
 def _forms(evidence: Evidence, scale: Scale) -> xr.Dataset:
@@ -239,7 +231,7 @@ def _draw_regimes(data: xr.Dataset) -> Figure:
             axes.grid(axis="y", color="#DDDDDD", lw=0.5)
         panels[0].set_yticks(range(len(names)), names)
         panels[0].set_xlim(right=1.3 * float(data["gradient_spikes"].max()) + 1)
-        style.legend(figure, panels[0])
+        legend(figure, panels[0])
     return figure
 
 

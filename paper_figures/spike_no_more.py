@@ -16,6 +16,7 @@ from theory.presets import preset
 from verify.claims.embedding_scale import length_runs, method_runs, rate_runs
 from verify.claims.evidence import Evidence
 from verify.claims.scale import Scale
+from verify.report.style import legend
 
 NAMES = ("vanilla", "detach", "scaled", "layer_norm")
 LOSS, GRADIENT = "loss\n(nats per token)", "gradient norm\n(nats per token)"
@@ -46,7 +47,7 @@ def _draw_bounds(data: xr.Dataset) -> Figure:
             style.log_y(axes)
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         attention.set_ylabel("bound on the\nJacobian norm, less 1")
-        style.legend(figure, attention)
+        legend(figure, attention)
     return figure
 
 
@@ -63,7 +64,7 @@ def _draw_vanilla_and_scaled(data: xr.Dataset) -> Figure:
             axes.set_ylabel(label)
         second.set_xlabel("step")
         style.log_y(second)
-        style.legend(figure, first)
+        legend(figure, first)
     return figure
 
 
@@ -100,16 +101,12 @@ def _draw_places(data: xr.Dataset) -> Figure:
         for axes, method in zip(panels, ("vanilla", "scaled"), strict=True):
             runs = of(data, embedding=method)["place_gradient_norm"]
             for start, colour in zip(starts, colours, strict=True):
-                found = runs.sel(start=start)
-                places = np.arange(found.sizes["place"])
-                low, middle, high = found.quantile([0.1, 0.5, 0.9], dim="run").transpose("quantile", "place")
-                axes.fill_between(places, low, high, color=colour, alpha=0.2, lw=0)
-                axes.plot(places, middle, color=colour, label=f"from step {start}")
+                style.spread(axes, runs.sel(start=start), "place", colour, label=f"from step {start}")
             axes.set(title=TITLES[method], xlabel="place in the residual stream (0: embedding)")
             style.log_y(axes)
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         panels[0].set_ylabel(GRADIENT)
-        style.legend(figure, panels[0])
+        legend(figure, panels[0])
     return figure
 
 
@@ -135,7 +132,7 @@ def _draw_rates(data: xr.Dataset) -> Figure:
             axes.set(xscale="log", xlabel="learning rate", ylabel=label)
             axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
             axes.minorticks_off()
-        style.legend(figure, panels[0])
+        legend(figure, panels[0])
     return figure
 
 
@@ -160,7 +157,7 @@ def _draw_lengths(data: xr.Dataset) -> Figure:
         style.strips(counts, data, "gradient_spikes", "length", lengths, colours)
         counts.set_xticks(range(len(lengths)), [str(length) for length in lengths])
         counts.set(xlabel="length (tokens)", ylabel="gradient spikes a run")
-        style.legend(figure, curves[0])
+        legend(figure, curves[0])
     return figure
 
 

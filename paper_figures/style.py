@@ -13,14 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from paper_figures.data import of
+from verify.report import options
 from verify.report.style import COLOURS, DASHES, MARKERS, RC, new_figure
 
 COLUMN, PAGE = 3.25, 6.75
 """widths of a column and of a page at the usual conferences, in inches"""
-TITLES = {
-    "vanilla": "Vanilla", "detach": "Embed Detach", "scaled": "Scaled Embed", "layer_norm": "Embed LN",
-    "initial_std": "initial std",
-}  # fmt: skip
+TITLES = options.TITLES | {"initial_std": "initial std"}
 ORDERED = ("#440154", "#31688E", "#1F9E89", "#8FBC24")
 """for values in an order, from viridis, dark to light"""
 PRINT = RC | {"svg.fonttype": "none", "pdf.fonttype": 42, "figure.facecolor": "white", "savefig.facecolor": "white"}
@@ -39,24 +37,32 @@ def page(width: float, height: float) -> Iterator[Figure]:
 
 def lines(axes: Axes, data: xr.Dataset, variable: str, colour: str, smoothed: int = 20, label: str = "") -> None:
     """Every run as a thin line as recorded, and the median over runs of their running means as a thick one."""
-    steps, runs = data["step"].to_numpy(), data[variable].transpose("step", "run").to_numpy()
-    axes.plot(steps, runs, color=colour, lw=0.4, alpha=0.45)
-    middle = pd.DataFrame(runs).rolling(smoothed, min_periods=1, center=True).mean().median(axis=1)
-    axes.plot(steps, middle, color=colour, lw=1.4, label=label)
+    runs = data[variable].transpose("step", "run")
+    axes.plot(data["step"], runs, color=colour, lw=0.4, alpha=0.45)
+    axes.plot(data["step"], _running_mean(runs, smoothed).median("run"), color=colour, lw=1.4, label=label)
 
 
 def band(axes: Axes, data: xr.Dataset, variable: str, colour: str, smoothed: int = 20, **line: Any) -> None:
     """Median over runs of their running means, and what 80 % of the runs lie within."""
-    steps, runs = data["step"].to_numpy(), data[variable].transpose("step", "run").to_numpy()
-    smooth = pd.DataFrame(runs).rolling(smoothed, min_periods=1, center=True).mean()
-    axes.fill_between(steps, smooth.quantile(0.1, axis=1), smooth.quantile(0.9, axis=1), color=colour, alpha=0.2, lw=0)
-    axes.plot(steps, smooth.median(axis=1), color=colour, **line)
+    spread(axes, _running_mean(data[variable].transpose("step", "run"), smoothed), "step", colour, **line)
 
 
-def strip(axes: Axes, place: float, found: np.ndarray, colour: str, marker: str = "o") -> None:
+def spread(axes: Axes, found: xr.DataArray, along: str, colour: str, **line: Any) -> None:
+    """Median over runs along a dimension, and what 80 % of the runs lie within."""
+    low, middle, high = found.quantile([0.1, 0.5, 0.9], dim="run").transpose("quantile", along)
+    axes.fill_between(found[along], low, high, color=colour, alpha=0.2, lw=0)
+    axes.plot(found[along], middle, color=colour, **line)
+
+
+def _running_mean(runs: xr.DataArray, steps: int) -> xr.DataArray:
+    smooth = pd.DataFrame(runs.to_numpy()).rolling(steps, min_periods=1, center=True).mean()
+    return runs.copy(data=smooth.to_numpy())
+
+
+def strip(axes: Axes, place: float, found: np.ndarray, colour: str) -> None:
     """Values as points side by side where they are many, their mean as a bar across."""
-    spread = np.random.default_rng(0).uniform(-0.16, 0.16, len(found)) if len(found) > 1 else np.zeros(1)
-    axes.plot(place + spread, found, marker, ms=3, color=colour, alpha=0.55, mew=0)
+    beside = np.random.default_rng(0).uniform(-0.16, 0.16, len(found)) if len(found) > 1 else np.zeros(1)
+    axes.plot(place + beside, found, "o", ms=3, color=colour, alpha=0.55, mew=0)
     axes.plot([place - 0.28, place + 0.28], [np.mean(found)] * 2, color=colour, lw=1.8, solid_capstyle="butt")
 
 
@@ -74,9 +80,3 @@ def log_y(axes: Axes) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,), numticks=7))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def legend(figure: Figure, axes: Axes) -> None:
-    """Above all panels."""
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))

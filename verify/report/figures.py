@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from verify.measurement.compare import root_mean_square_interval
 from verify.report.options import METHODS, TITLES
-from verify.report.style import COLOURS, DASHES, INK, MARKERS, RC, new_figure
+from verify.report.style import COLOURS, DASHES, INK, MARKERS, RC, legend, new_figure
 
 Runs = Mapping[tuple[str, float, int], xr.Dataset]
 
@@ -92,7 +92,7 @@ def headline(analyses: Mapping[str, xr.Dataset]) -> Figure:
         panels[1, 0].set_ylabel("without")
         figure.supylabel("gradient norm (nats per token)", fontsize=9)
         figure.supxlabel("place in the residual stream (0: embedding)", fontsize=9)
-        _legend(figure, panels[0, 0])
+        legend(figure, panels[0, 0])
         return figure
 
 
@@ -112,7 +112,7 @@ def near(analyses: Mapping[str, xr.Dataset]) -> Figure:
                 axes.plot(places, analyses[method][f"predicted_{name}"], color=INK, lw=0.8)
             axes.set(yscale="log", ylabel=label, xlabel="place in the residual stream")
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        _legend(figure, panels[0])
+        legend(figure, panels[0])
         return figure
 
 
@@ -125,7 +125,7 @@ def jacobians(analyses: Mapping[str, xr.Dataset]) -> Figure:
             jacobian_panel(axes, analyses[method], method)
         panels[0].set_ylabel("Jacobian norm - 1")
         figure.supxlabel("sub-layer (0: first attention)", fontsize=9)
-        _legend(figure, panels[0])
+        legend(figure, panels[0])
         return figure
 
 
@@ -140,7 +140,7 @@ def training(runs: Runs, variable: str, label: str, rates: tuple[float, ...]) ->
             panels[0].set_yscale("log")
         panels[0].set_ylabel(label)
         figure.supxlabel("step", fontsize=9)
-        _legend(figure, panels[0])
+        legend(figure, panels[0])
         return figure
 
 
@@ -153,10 +153,5 @@ def by_rate(table: pd.DataFrame) -> Figure:
         rate_panel(second, table, "largest_gradient_norm").set(
             ylabel="largest gradient norm\n(nats per token)", yscale="log"
         )
-        _legend(figure, first)
+        legend(figure, first)
         return figure
-
-
-def _legend(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
