@@ -191,7 +191,8 @@ def test_any_bit_that_turns_is_named_or_harmless(tmp_path_factory, data):
     else:
         assert done in (0, 4)
         jax.tree.map(np.testing.assert_array_equal, states, STATES)
-    try:
-        store.load(run)
-    except ValueError as error:
-        assert path == run and ("damaged" in str(error) or "is none of ours" in str(error))
+    for read in (store.load, store.attributes):
+        try:
+            read(run)
+        except ValueError as error:
+            assert path == run and ("damaged" in str(error) or "is none of ours" in str(error))

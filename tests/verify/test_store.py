@@ -30,6 +30,7 @@ def test_what_is_saved_is_loaded_and_describes_itself(tmp_path):
     assert loaded["loss"].attrs["units"] == "nats per token"
     assert '"num_layers": 1' in loaded.attrs["configuration"] and '"corpus_digest"' in loaded.attrs["configuration"]
     assert loaded.attrs["jax_version"] and loaded.attrs["device"] and loaded.attrs["python"]
+    assert store.attributes(path).items() >= loaded.attrs.items()
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
@@ -79,8 +80,9 @@ store.write_atomically(pathlib.Path(sys.argv[1]), lambda temporary: (
 
 def test_a_foreign_file_is_named(tmp_path):
     DATA.to_netcdf(tmp_path / "other.nc", engine="h5netcdf")
-    with pytest.raises(ValueError, match=r"other.nc has no attribute 'configuration'"):
-        store.load(tmp_path / "other.nc")
+    for read in (store.load, store.attributes):
+        with pytest.raises(ValueError, match=r"other.nc has no attribute 'configuration'"):
+            read(tmp_path / "other.nc")
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path):
@@ -104,8 +106,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 def test_a_damaged_file_is_named(tmp_path):
     path = store.save(RUN, DATA, tmp_path)
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(ValueError, match=f"run file: {path} is damaged"):
-        store.load(path)
+    for read in (store.load, store.attributes):
+        with pytest.raises(ValueError, match=f"run file: {path} is damaged"):
+            read(path)
 
 
 def test_an_unwritable_folder_is_named(tmp_path):

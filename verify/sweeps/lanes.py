@@ -163,7 +163,7 @@ def _train(
 def set_aside_if_damaged(path: Path) -> bool:
     """Whether the file had to be renamed to .damaged; what another process is writing is left alone."""
     try:
-        store.load(path)
+        store.attributes(path)
         return False
     except ValueError as error:
         aside = path.with_name(f"{path.name}.damaged")

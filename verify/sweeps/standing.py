@@ -50,7 +50,7 @@ def _standing(run: Run, folder: Path, steps: int, loss: float | None) -> Standin
 def _done(run: Run, path: Path, modified: int) -> Standing:
     """Of a file as it was at that time, so that it is read once."""
     try:
-        ended = store.load(path).attrs
+        ended = store.attributes(path)
     except ValueError:
         return Standing("damaged")
     return Standing(
