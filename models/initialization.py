@@ -1,5 +1,7 @@
 """Weights sampled from the symbolic rules of `theory.initialization`: independent, mean zero, Gaussian or cut off."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -33,8 +35,19 @@ def init(key: PRNGKeyArray, arch: Architecture, dtype: DTypeLike = jnp.float32) 
         nominal = std / float(truncated_std(cutoff))
         return jax.random.truncated_normal(kind_key, -cutoff, cutoff, shape, dtype) * nominal
 
+    return assemble(arch, sample, dtype)
+
+
+def assemble(
+    arch: Architecture, matrix: Callable[[str], Float[Array, "..."]], dtype: DTypeLike = jnp.float32
+) -> Transformer:
+    """Parameters of `arch` whose matrices are `matrix(kind)`, all else as `init` has it.
+
+    matrix: of a kind within a block, all layers' [num_layers, fan_in, fan_out]; of a table or the head, one.
+    """
+
     def linear(kind: str) -> Linear:
-        weight = sample(kind)
+        weight = matrix(kind)
         bias = jnp.zeros(weight.shape[:-2] + weight.shape[-1:], dtype) if arch.bias else None
         return Linear(weight, bias, jnp.ones(weight.shape[:-2], dtype) if scheme.spectral else None)
 
@@ -82,10 +95,10 @@ def init(key: PRNGKeyArray, arch: Architecture, dtype: DTypeLike = jnp.float32) 
         feed_forward_residual=residual("feed_forward"),
     )
     return Transformer(
-        embedding=sample("embedding"),
+        embedding=matrix("embedding"),
         embedding_norm=norm(arch.d_model) if embedding(arch.embedding).layer_norm else None,
-        position=sample("position") if arch.positions == "learned" else None,
+        position=matrix("position") if arch.positions == "learned" else None,
         blocks=blocks,
         final_norm=norm(arch.d_model) if arrangement.final_norm else None,
-        head=None if arch.tied else Linear(sample("head"), None),
+        head=None if arch.tied else Linear(matrix("head"), None),
     )

@@ -105,3 +105,13 @@ class Transformer:
     blocks: Block
     final_norm: Norm | None
     head: Linear | None
+
+    @property
+    def matrices(self) -> dict[str, Float[Array, "layers rows columns"]]:
+        """Every weight matrix by its kind: a block's for all layers, tables and head as one layer."""
+        tables = {
+            "embedding": self.embedding,
+            "position": self.position,
+            "head": None if self.head is None else self.head.weight,
+        }
+        return self.blocks.matrices | {kind: table[None] for kind, table in tables.items() if table is not None}

@@ -1,4 +1,4 @@
-"""Measure, train and judge: python -m verify init | train | recover | sweep | coordinates | claims | report.
+"""Measure, train and judge: python -m verify init | train | recover | sweep | coordinates | check | claims | report.
 
 Exit status 0: done; 1: a check failed; 2: wrong usage, with one line that names the field, the value and the choices.
 """
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from theory.architecture import Architecture
 from theory.command_line import architecture, flags, parse, preset_arch, run
 from verify.flags import (
+    Check,
     Claims,
     Command,
     Coordinates,
@@ -44,6 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         Recover: _recover,
         Sweep: _sweep,
         Coordinates: _coordinates,
+        Check: _check,
         Claims: _claims,
         Report: _report,
     }
@@ -211,6 +213,35 @@ def _coordinates(options: Coordinates) -> int:
         architecture(options.arch), optimizer, corpus=options.corpus, batch_size=options.batch_size, steps=options.steps
     )
     return check(Check(run, options.widths, options.depths, options.seeds, options.tolerance, options.out))
+
+
+def _check(options: Check) -> int:
+    from rich.console import Console
+
+    from theory.atomic_file import write_atomically
+    from verify.properties import THOROUGH, Limits, check
+    from verify.properties.check import held
+
+    limits = dataclasses.replace(
+        THOROUGH if options.thorough else Limits(),
+        layouts=options.layouts,
+        amplification=options.amplification,
+        std_ratio=options.std_ratio,
+        growth_exponent=options.growth_exponent,
+    )
+    console = Console()
+    with console.status("") as status:
+        found = check(
+            options.scheme, options.declared, options.distribution, limits, options.only, options.skip, options.seed,
+            lambda result: status.update(f"{result.property}: {result.outcome}"), **held(options.hold),
+        )  # fmt: skip
+    found.print(console)
+    if options.out is not None:
+        page = found.markdown()
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(options.out, lambda path: path.write_text(page))
+        print(f"report: {options.out}")
+    return 0 if found.passed else 1
 
 
 def _claims(options: Claims) -> int:

@@ -297,12 +297,49 @@ class Claims:
     """folder of the runs and verdicts"""
 
 
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """Test an initialisation scheme across architectures; print the smallest that violates each property.
+
+    Exit status 1 where one fails. docs/properties.md says what they are.
+    """
+
+    scheme: tyro.conf.Positional[str]
+    """a registered name (megatron, he, ...) or module:attribute: an Initialization, Embedding or Block, an initializer
+    (key, shape, dtype), a mapping of them by kind, a Model, or a function that gives one"""
+    declared: str | None = None
+    """rule that an initializer or a model is held to: a registered name or module:attribute"""
+    distribution: Literal["normal", "uniform", "orthogonal"] | None = None
+    """law of its entries, if it declares one"""
+    hold: tuple[str, ...] = ()
+    """fields of Architecture held at a value: embedding=vanilla block=post_ln num_layers=12"""
+    only: tuple[str, ...] = ()
+    """properties to test (none: all)"""
+    skip: tuple[str, ...] = ()
+    """properties to leave out"""
+    layouts: tuple[Literal["stacked", "fused"], ...] = ()
+    """shapes that an initializer is to be right for, beside one matrix at a time"""
+    amplification: float = 10.0
+    """most that gradients may grow from the last place to the first"""
+    std_ratio: float = 10.0
+    """largest over smallest standard deviation of the stream over the places"""
+    growth_exponent: float = 0.6
+    """largest exponent of the amplification in the number of layers"""
+    thorough: bool = False
+    """minutes instead of one: more architectures, a longer search for the smallest"""
+    seed: int = 0
+    """of the search: the same one gives the same answer"""
+    out: Path | None = None
+    """file for the report, in Markdown"""
+
+
 Command = (
     Annotated[Init, tyro.conf.subcommand("init")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Recover, tyro.conf.subcommand("recover")]
     | Annotated[Sweep, tyro.conf.subcommand("sweep")]
     | Annotated[Coordinates, tyro.conf.subcommand("coordinates")]
+    | Annotated[Check, tyro.conf.subcommand("check")]
     | Annotated[Claims, tyro.conf.subcommand("claims")]
     | Annotated[Report, tyro.conf.subcommand("report")]
 )

@@ -1,8 +1,7 @@
 """What `theory.predict` says, measured: the same quantities from autodiff through the JAX model, seed by seed."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 import models
 from models.parameters import Transformer
 from theory import Architecture
+
+QUICK = {"xla_backend_optimization_level": 0}
+"""what to tell JAX's compiler where compiling is nearly all of the time"""
+Init = Callable[[PRNGKeyArray, Architecture], Transformer]
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,19 @@ class Measurement:
 
 
 def measure(
-    arch: Architecture, batch_size: int = 8, seeds: int = 8, tokens: np.ndarray | None = None, first_seed: int = 0
+    arch: Architecture,
+    batch_size: int = 8,
+    seeds: int = 8,
+    tokens: np.ndarray | None = None,
+    first_seed: int = 0,
+    init: Init = models.init,
+    quick: bool = False,
 ) -> Measurement:
     """Measure `arch` at initialisation over `seeds` independent draws of the weights, in float32 at full precision.
 
     tokens: int[batch, seq_len + 1], the same for every seed; None: `batch_size` sequences of uniform random tokens,
-    fresh for every seed. Raises ValueError for a shape or a token that does not fit `arch`.
+    fresh for every seed. init: what draws the weights. quick: compile in half the time, for programs
+    that run once. Raises ValueError for a shape or a token that does not fit.
     """
     for name, value in (("batch_size", batch_size), ("seeds", seeds)):
         if value < 1:
@@ -43,7 +53,7 @@ def measure(
     if tokens is not None:
         check_tokens(arch, tokens)
     with jax.default_matmul_precision("highest"):
-        draws = list(_draws(arch, batch_size, seeds, tokens, first_seed))
+        draws = list(_draws(arch, batch_size, seeds, tokens, first_seed, init, quick))
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves).astype(np.float64), *draws)
     return Measurement(**stacked)
 
@@ -61,7 +71,7 @@ def check_tokens(arch: Architecture, tokens: np.ndarray) -> None:
 
 
 def _draws(
-    arch: Architecture, batch_size: int, seeds: int, tokens: np.ndarray | None, first_seed: int
+    arch: Architecture, batch_size: int, seeds: int, tokens: np.ndarray | None, first_seed: int, init: Init, quick: bool
 ) -> Iterator[dict[str, object]]:
     for seed in range(first_seed, first_seed + seeds):
         weights_key, tokens_key = jax.random.split(jax.random.key(seed))
@@ -69,12 +79,13 @@ def _draws(
             batch = jax.random.randint(tokens_key, (batch_size, arch.seq_len + 1), 0, arch.vocab_size)
         else:
             batch = jnp.asarray(tokens, jnp.int32)
-        yield jax.device_get(_draw(weights_key, batch, arch))
+        yield jax.device_get((_draw_quickly if quick else _draw)(weights_key, batch, arch, init))
 
 
-@partial(jax.jit, static_argnames="arch")
-def _draw(key: PRNGKeyArray, tokens: Int[Array, "batch seq_plus_1"], arch: Architecture) -> dict[str, object]:
-    params = models.init(key, arch)
+def _drawn(
+    key: PRNGKeyArray, tokens: Int[Array, "batch seq_plus_1"], arch: Architecture, init: Init = models.init
+) -> dict[str, object]:
+    params = init(key, arch)
     readings = jnp.zeros(arch.num_sublayers + 1, jnp.float32)
     (loss, seen), (gradients, squares) = jax.value_and_grad(
         lambda params, readings: models.loss(params, tokens, arch, readings), argnums=(0, 1), has_aux=True
@@ -89,13 +100,16 @@ def _draw(key: PRNGKeyArray, tokens: Int[Array, "batch seq_plus_1"], arch: Archi
     }
 
 
+_draw = jax.jit(_drawn, static_argnames=("arch", "init"))
+_draw_quickly = jax.jit(_drawn, static_argnames=("arch", "init"), compiler_options=QUICK)
+
+
 def matrix_norms(tree: Transformer) -> dict[str, Float[Array, " layers"]]:
-    """Frobenius norm of every weight matrix of a parameter tree (or of its gradient), by kind: [num_layers] or [1]."""
-    norms = {kind: _frobenius(weight) for kind, weight in tree.blocks.matrices.items()}
-    norms["embedding"] = _frobenius(tree.embedding[None])
-    if tree.head is not None:
-        norms["head"] = _frobenius(tree.head.weight[None])
-    return norms
+    """Frobenius norm of every weight matrix of a parameter tree (or of its gradient), by kind: [num_layers] or [1].
+
+    Learned positions are left out.
+    """
+    return {kind: _frobenius(weight) for kind, weight in tree.matrices.items() if kind != "position"}
 
 
 def _frobenius(weight: Float[Array, "layers rows columns"]) -> Float[Array, " layers"]:

@@ -1,0 +1,109 @@
+"""All properties of a scheme, one after the other, and the report of them."""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from theory import Initialization
+from theory.architecture import FIELD_NAMES
+from verify.properties.matrices import OF_MATRICES
+from verify.properties.property import Limits, Property, Result
+from verify.properties.scheme import as_scheme
+from verify.properties.signals import OF_SIGNALS
+
+PROPERTIES: dict[str, Property] = {property.name: property for property in (*OF_MATRICES, *OF_SIGNALS)}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is known of every property of a scheme."""
+
+    scheme: str
+    results: tuple[Result, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether no property fails."""
+        return all(result.outcome != "failed" for result in self.results)
+
+    def print(self, console: Console | None = None) -> None:
+        """A table, and below it every violation in full."""
+        console = console or Console()
+        table = Table("property", "outcome", "examples", "what holds, or why not", title=f"scheme {self.scheme}")
+        styles = {"failed": "red", "proven": "green", "tested": "green", "not applicable": "dim"}
+        for result in self.results:
+            what = PROPERTIES[result.property].statement
+            if result.violation is not None:
+                what = str(result.violation.finding)
+            elif result.reason:
+                what = f"{what}: {result.reason}" if result.outcome == "proven" else result.reason
+            table.add_row(
+                result.property, f"[{styles[result.outcome]}]{result.outcome}[/]", str(result.examples or ""), what
+            )
+        console.print(table)
+        for result in self.results:
+            if result.violation is not None:
+                console.print(result.violation.text(), markup=False, highlight=False, soft_wrap=True)
+
+    def markdown(self) -> str:
+        """The same as a page."""
+        lines = [f"# Scheme {self.scheme}", "", "| property | outcome | examples | statement |", "|---|---|---|---|"]
+        for result in self.results:
+            what = PROPERTIES[result.property].statement + (f" ({result.reason})" if result.reason else "")
+            lines.append(f"| {result.property} | {result.outcome} | {result.examples or ''} | {what} |")
+        for result in self.results:
+            if result.violation is not None:
+                lines += ["", f"## {result.property}", "", "```", result.violation.text(), "```"]
+        return "\n".join(lines) + "\n"
+
+
+def held(pairs: Iterable[str]) -> dict[str, Any]:
+    """Fields of Architecture from FIELD=VALUE, as a shell gives them; numbers, true, false and null as in JSON.
+
+    Raises ValueError for what has no `=` and for a name that is no field.
+    """
+    fields = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or name not in FIELD_NAMES:
+            raise ValueError(f"hold: expected FIELD=VALUE with one of {', '.join(FIELD_NAMES)}, got {pair!r}")
+        try:
+            fields[name] = json.loads(value)
+        except ValueError:
+            fields[name] = value
+    return fields
+
+
+def check(
+    scheme: object,
+    declared: str | Initialization | None = None,
+    distribution: str | None = None,
+    limits: Limits = Limits(),  # noqa: B008 - frozen
+    only: Iterable[str] = (),
+    skip: Iterable[str] = (),
+    seed: int = 0,
+    advanced: Callable[[Result], None] = lambda result: None,
+    **fields: Any,
+) -> Report:
+    """Every property of a scheme, searched for a violation.
+
+    scheme, declared, distribution: as `as_scheme` takes them. only, skip: names of properties. seed: of the search; the
+    same one gives the same answer. advanced: called with each result. fields: of Architecture, held at a value or
+    drawn from a list or strategy. Raises ValueError for unknown names and what `as_scheme` refuses.
+    """
+    only, skip = tuple(only), tuple(skip)
+    for name in (*only, *skip):
+        if name not in PROPERTIES:
+            raise ValueError(f"property: unknown name {name!r}; choose from {', '.join(PROPERTIES)}")
+    made = as_scheme(scheme, declared, distribution)
+    chosen = [p for p in PROPERTIES.values() if p.name not in skip and (not only or p.name in only)]
+    share = replace(limits, false_alarms=limits.false_alarms / len(PROPERTIES))
+    results = []
+    for property in chosen:
+        results.append(property.search(made, share, seed, **fields))
+        advanced(results[-1])
+    return Report(made.name, tuple(results))

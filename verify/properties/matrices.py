@@ -1,0 +1,414 @@
+"""Properties of the weights that a scheme draws: their size and law, and that nothing in them depends on anything else.
+
+Every test has an exact or conservative probability of a false alarm for independent Gaussian entries, and a smaller one
+for entries with lighter tails (cut off, uniform). Of each matrix so many copies are drawn, each with a key of its own,
+that a tiny one is tested as sharply as a large one: the smallest architecture that fails is where the fault is visible
+at all, not where there happen to be enough numbers.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from math import ceil, sqrt
+from typing import Any
+
+import jax
+import numpy as np
+import sympy as sp
+from hypothesis import strategies as st
+from scipy import stats
+
+from theory import Architecture
+from theory import notation as s
+from theory.gaussian_norm import gaussian_norm
+from theory.initialization import MATRIX_KINDS, truncated_std
+from theory.tail_bounds import Tail
+from verify.measurement.measure import QUICK
+from verify.properties.property import Finding, Limits, Property
+from verify.properties.scheme import Scheme
+from verify.properties.strategies import architectures
+
+ENTRIES = 16_384
+_SVDS = 32
+_TOPICS = {"embedding": "embedding_stds", "position": "embedding_stds", "head": "last_norm_gradient"}
+
+
+def _shapes(scheme: Scheme, held: dict[str, Any]) -> st.SearchStrategy[Architecture]:
+    """Every matrix there is; what does not change one stays at its default."""
+    plain: dict[str, Any] = {
+        "block": "pre_ln", "norm": "rms_norm", "activation": "swiglu", "positions": "learned", "attention": "standard",
+        "initialization": "small", "embedding": "vanilla", "bias": False, "tied": False,
+    }  # fmt: skip
+    return architectures(**plain | dict(scheme.fields) | held)
+
+
+@lru_cache(maxsize=16)
+def drawn(scheme: Scheme, arch: Architecture, seed: int) -> dict[str, np.ndarray]:
+    """Weights by kind, float64[copies, layers, fan_in, fan_out], at least ENTRIES of each kind and layer."""
+    shapes = jax.eval_shape(lambda key: scheme.matrices(scheme.init(key, arch)), jax.random.key(0))
+    smallest = min(shape.shape[-2] * shape.shape[-1] for shape in shapes.values())
+    copies = min(ceil(ENTRIES / smallest), ENTRIES)
+    found = _program(scheme, arch)(jax.random.split(jax.random.key(seed), copies))
+    return {kind: np.asarray(weight, np.float64) for kind, weight in jax.device_get(found).items()}
+
+
+@lru_cache(maxsize=64)
+def _program(scheme: Scheme, arch: Architecture) -> Any:
+    return jax.jit(jax.vmap(lambda key: scheme.matrices(scheme.init(key, arch))), compiler_options=QUICK)
+
+
+def _layers(weights: dict[str, np.ndarray]) -> Iterator[tuple[str, int, np.ndarray, str]]:
+    """(kind, layer, float64[copies, fan_in, fan_out], what a person calls it)."""
+    for kind, weight in weights.items():
+        for layer in range(weight.shape[1]):
+            name = f"{kind}, layer {layer + 1} of {weight.shape[1]}" if weight.shape[1] > 1 else kind
+            yield kind, layer, weight[:, layer], name
+
+
+def _count(weights: dict[str, np.ndarray]) -> int:
+    return sum(weight.shape[1] for weight in weights.values())
+
+
+def _topic(kind: str) -> str:
+    part = "attention_bound" if kind.startswith("attention") else "feed_forward_bound"
+    return _TOPICS.get(kind, part)
+
+
+def _worst(findings: Iterator[Finding]) -> Finding | None:
+    """The one that is furthest outside, as a ratio."""
+
+    def excess(finding: Finding) -> float:
+        if not np.isfinite(finding.measured):
+            return np.inf
+        over = finding.measured / finding.high if finding.high > 0 else np.inf
+        under = finding.low / finding.measured if finding.measured > 0 else np.inf
+        return max(over, under if finding.low > 0 else 0.0)
+
+    return max(findings, key=excess, default=None)
+
+
+def declared_std(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
+    """Test of `DECLARED_STD`."""
+    weights, ruled = drawn(scheme, arch, seed), scheme.arch(arch)
+    share = alpha / _count(weights) / 2
+
+    def failing() -> Iterator[Finding]:
+        for kind, layer, values, name in _layers(weights):
+            if kind not in MATRIX_KINDS:
+                continue
+            std = float(ruled.std(kind)[min(layer, len(ruled.std(kind)) - 1)])
+            low, high = (std * sqrt(stats.chi2.ppf(q, values.size) / values.size) for q in (share, 1 - share))
+            measured = sqrt(np.mean(np.square(values)))
+            if not low <= measured * (1 + 1e-6) or not measured * (1 - 1e-6) <= high:
+                hint = _explained(measured, std, kind, layer, ruled)
+                yield Finding(f"standard deviation of {name}", measured, low, high, _topic(kind), hint)
+
+    return _worst(failing())
+
+
+def _explained(measured: float, std: float, kind: str, layer: int, arch: Architecture) -> str:
+    """The known mistake that would give this value, if there is one."""
+    fan_in, fan_out = arch.shape(kind)
+    rule = arch.rule(kind)
+    sizes = {s.d: arch.d_model, s.V: arch.vocab_size, s.N: arch.num_layers, s.layer: layer + 1}
+    mistakes = {
+        "fan_in and fan_out swapped": rule.subs({s.fan_in: fan_out, s.fan_out: fan_in}).subs(sizes),
+        "the depth factor is missing": rule.subs({s.fan_in: fan_in, s.fan_out: fan_out, s.N: 1, s.layer: 1}).subs(
+            sizes
+        ),
+        "the layers count as part of the fan-in": rule.subs(
+            {s.fan_in: fan_in * arch.num_layers, s.fan_out: fan_out * arch.num_layers}
+        ).subs(sizes),
+        "a variance where a standard deviation belongs": sp.Float(std**2),
+    }
+    cutoff = arch.truncation(kind)
+    if cutoff is not None:
+        mistakes["cut off and not corrected for it"] = sp.Float(std * float(truncated_std(cutoff)))
+    for mistake, value in mistakes.items():
+        expected = float(value)
+        if abs(expected / std - 1) > 0.02 and abs(measured / expected - 1) < 0.02:
+            return f"as if {mistake}" if "where" not in mistake else f"as if it were {mistake}"
+    return f"{measured / std:.3g} times the declared {std:.4g}" if std else "declared 0"
+
+
+def zero_mean(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
+    """Test of `ZERO_MEAN`, in standard deviations of an entry."""
+    weights = drawn(scheme, arch, seed)
+    reach = float(stats.norm.isf(alpha / _count(weights) / 2))
+
+    def failing() -> Iterator[Finding]:
+        for kind, _, values, name in _layers(weights):
+            std, limit = values.std(), reach / sqrt(values.size)
+            if std and abs(values.mean() / std) > limit:
+                what = f"mean of {name}, in standard deviations"
+                yield Finding(what, float(values.mean() / std), -limit, limit, _topic(kind))
+
+    return next(failing(), None)
+
+
+def distribution(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
+    """Test of `DISTRIBUTION`: Kolmogorov and Smirnov's distance to the declared law."""
+    weights, ruled = drawn(scheme, arch, seed), scheme.arch(arch)
+    share = alpha / _count(weights)
+
+    def failing() -> Iterator[Finding]:
+        for kind, layer, values, name in _layers(weights):
+            std = values.std()
+            if scheme.declared is not None and kind in MATRIX_KINDS:
+                std = float(ruled.std(kind)[min(layer, len(ruled.std(kind)) - 1)])
+            if not std:
+                continue
+            law = stats.norm(scale=std)
+            cutoff = ruled.truncation(kind) if scheme.symbolic and kind in MATRIX_KINDS else None
+            if cutoff is not None:
+                law = stats.truncnorm(-cutoff, cutoff, scale=std / float(truncated_std(cutoff)))
+            elif scheme.distribution == "uniform":
+                law = stats.uniform(-sqrt(3) * std, 2 * sqrt(3) * std)
+            found = stats.kstest(values.ravel(), law.cdf)
+            if found.pvalue < share:
+                limit = float(stats.kstwo.isf(share, values.size))
+                what = f"distance of {name} from the declared {scheme.distribution} law"
+                yield Finding(what, float(found.statistic), -np.inf, limit, _topic(kind))
+
+    return _worst(failing())
+
+
+def determined_by_key(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
+    """Test of `DETERMINED_BY_KEY`: the largest difference, and the largest correlation of two keys' weights."""
+    weights, again = drawn(scheme, arch, seed), drawn.__wrapped__(scheme, arch, seed)
+    for kind, weight in weights.items():
+        if difference := float(np.max(np.abs(weight - again[kind]))):
+            return Finding(f"difference of {kind} between two draws with one key", difference, 0.0, 0.0, _topic(kind))
+    for kind, weight in weights.items():
+        half = len(weight) // 2 * 2
+        one, other = weight[:half:2].ravel(), weight[1:half:2].ravel()
+        limit = _correlation_limit(len(one), alpha / len(weights))
+        if one.any() and abs(found := _correlation(one, other)) > limit:
+            what = f"correlation of {kind} between two keys"
+            return Finding(what, found, -limit, limit, "gains", "the key is not used, or not split")
+    return None
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    return float(one @ other / np.sqrt((one @ one) * (other @ other)))
+
+
+def _correlation_limit(count: int, alpha: float) -> float:
+    """|r| of two independent Gaussian vectors is above it with probability alpha: sqrt(n-1) r / sqrt(1 - r^2) ~ t."""
+    if count < 3:
+        return 1.0
+    t = float(stats.t.isf(alpha / 2, count - 1))
+    return t / sqrt(count - 1 + t * t)
+
+
+def independent_matrices(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
+    """Test of `INDEPENDENT_MATRICES`: every pair of matrices and layers, as they are and one transposed.
+
+    Their first entries, because a counter-based generator gives two shapes with one key the same first numbers.
+    """
+    drawn_layers = [
+        (kind, values, name) for kind, _, values, name in _layers(drawn(scheme, arch, seed)) if values.any()
+    ]
+    if len(drawn_layers) < 2:
+        return None
+    count = min(values[0].size for _, values, _ in drawn_layers)
+    names = [name for _, _, name in drawn_layers]
+
+    def unit(rows: list[np.ndarray]) -> np.ndarray:
+        stacked = np.stack([row.reshape(len(row), -1)[:, :count].ravel() for row in rows])
+        return stacked / np.maximum(np.linalg.norm(stacked, axis=1, keepdims=True), 1e-300)
+
+    plain = unit([values for _, values, _ in drawn_layers])
+    turned = unit([values.transpose(0, 2, 1) for _, values, _ in drawn_layers])
+    pairs = len(names) * (len(names) - 1)
+    limit = _correlation_limit(plain.shape[1], alpha / (2 * pairs))
+    for other, how in ((plain, ""), (turned, ", transposed")):
+        found = plain @ other.T
+        np.fill_diagonal(found, 0.0)
+        i, j = np.unravel_index(np.argmax(np.abs(found)), found.shape)
+        if abs(found[i, j]) > limit:
+            what = f"correlation of {names[min(i, j)]} with {names[max(i, j)]}{how}"
+            return Finding(what, float(found[i, j]), -limit, limit, "gains", "a key that is used twice does this")
+    return None
+
+
+def independent_entries(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
+    """Test of `INDEPENDENT_ENTRIES`: every pair of rows and every pair of columns, over copies and the other axis."""
+    weights = drawn(scheme, arch, seed)
+    share = alpha / (2 * _count(weights))
+    for _kind, _, values, name in _layers(weights):
+        if not values.any():
+            continue
+        for axis, what in ((2, "columns"), (1, "rows")):
+            vectors = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
+            if len(vectors) < 2:
+                continue
+            limit = _correlation_limit(vectors.shape[1], share / (len(vectors) * (len(vectors) - 1) / 2))
+            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-300)
+            found = vectors @ vectors.T
+            np.fill_diagonal(found, 0.0)
+            i, j = np.unravel_index(np.argmax(np.abs(found)), found.shape)
+            if abs(found[i, j]) > limit:
+                pair = f"correlation of {what} {min(i, j)} and {max(i, j)} of {name}"
+                return Finding(pair, float(found[i, j]), -limit, limit, "gains", "copies within the matrix do this")
+    return None
+
+
+def exchangeable(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
+    """Test of `EXCHANGEABLE`: a row's share of the squares is Beta distributed, whatever the scale."""
+    weights = drawn(scheme, arch, seed)
+    share = alpha / (2 * _count(weights))
+
+    def failing() -> Iterator[Finding]:
+        for _kind, _, values, name in _layers(weights):
+            squares = np.square(values)
+            for axes, what in (((0, 2), "row"), ((0, 1), "column")):
+                own = squares.sum(axis=axes)
+                count, total = len(own), own.sum()
+                if count < 2 or not total:
+                    continue
+                each = values.size // count
+                law = stats.beta(each / 2, each * (count - 1) / 2)
+                low, high = (sqrt(law.ppf(q) * count) for q in (share / (2 * count), 1 - share / (2 * count)))
+                sizes = np.sqrt(own / total * count)
+                for at in (int(np.argmax(sizes)), int(np.argmin(sizes))):
+                    if not low <= sizes[at] <= high:
+                        text = f"standard deviation of {what} {at} of {name}, over that of the matrix"
+                        yield Finding(text, float(sizes[at]), low, high, "gains", f"{what}s are not alike")
+
+    return _worst(failing())
+
+
+def spectral_norm(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
+    """Test of `SPECTRAL_NORM`: Davidson and Szarek's bound, in units of the Gaussian matrix's typical norm."""
+    weights, ruled = drawn(scheme, arch, seed), scheme.arch(arch)
+    matrices = sum(min(len(weight), _SVDS) * weight.shape[1] for weight in weights.values())
+
+    def failing() -> Iterator[Finding]:
+        for kind, layer, values, name in _layers(weights):
+            known = scheme.declared is not None and kind in MATRIX_KINDS
+            std = float(ruled.std(kind)[min(layer, len(ruled.std(kind)) - 1)]) if known else 1.05 * values.std()
+            if not std:
+                continue
+            cutoff = ruled.truncation(kind) if known else None
+            tail = Tail(alpha / matrices, 1.0 if cutoff is None else 1 / float(truncated_std(cutoff)))
+            rows, columns = values.shape[1:]
+            typical = std * gaussian_norm(rows, columns)
+            measured = float(np.linalg.norm(values[:_SVDS], 2, axis=(1, 2)).max()) / typical
+            limit = tail.matrix(std, rows, columns) / typical
+            if measured > limit:
+                what = f"spectral norm of {name}, over a Gaussian matrix's of that size"
+                yield Finding(what, measured, -np.inf, limit, "tail_bounds")
+
+    return _worst(failing())
+
+
+def layouts(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
+    """Test of `LAYOUTS`: the standard deviation of a stacked or fused draw against that of one matrix at a time."""
+    assert scheme.initializers is not None
+    made, share = scheme.initializers(arch), alpha / (2 * len(MATRIX_KINDS) * max(len(limits.layouts), 1))
+    parts = 3
+
+    def failing() -> Iterator[Finding]:
+        for kind in (kind for kind in MATRIX_KINDS if "." in kind):
+            fan_in, fan_out = arch.shape(kind)
+            shapes = {"stacked": (parts, fan_in, fan_out), "fused": (fan_in, parts * fan_out)}
+            copies = ceil(ENTRIES / (fan_in * fan_out))
+            keys = jax.random.split(jax.random.key(seed), copies)
+
+            def std(shape: tuple[int, ...], kind: str = kind, keys: Any = keys) -> float:
+                draws = jax.vmap(lambda key: made[kind](key, shape, np.float32))(keys)
+                return float(np.asarray(draws, np.float64).std())
+
+            single = std((fan_in, fan_out))
+            count = copies * fan_in * fan_out
+            reach = sqrt(stats.f.isf(share, count, count))
+            for layout in limits.layouts:
+                ratio = std(shapes[layout]) / single if single else 1.0
+                if not 1 / reach <= ratio <= reach:
+                    hint = "batch_axis=0 leaves the layers out of the fans" if layout == "stacked" else ""
+                    text = f"standard deviation of {kind} drawn {layout}, {parts} at once, over that of one"
+                    yield Finding(text, ratio, 1 / reach, reach, _topic(kind), hint)
+
+    return _worst(failing())
+
+
+def width_scaling(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
+    """Test of `WIDTH_SCALING`: fan_in std^2 of a block's matrices, at this width and at four times."""
+    from dataclasses import replace
+
+    wide = replace(arch, d_model=4 * arch.d_model, d_ff=4 * arch.ff_width)
+    kinds = [kind for kind in MATRIX_KINDS if "." in kind]
+    share = alpha / (2 * len(kinds) * arch.num_layers)
+
+    def failing() -> Iterator[Finding]:
+        narrow_draws, wide_draws = drawn(scheme, arch, seed), drawn(scheme, wide, seed)
+        for kind, layer, values, name in _layers(narrow_draws):
+            other = wide_draws[kind][:, layer] if kind in kinds else None
+            if other is None or not values.any() or not other.any():
+                continue
+            ratio = 2 * other.std() / values.std()
+            low, high = (sqrt(stats.f.ppf(q, other.size, values.size)) for q in (share, 1 - share))
+            if not low <= ratio <= high:
+                text = f"gain of {name} at d_model {wide.d_model} over that at {arch.d_model}"
+                yield Finding(
+                    text, float(ratio), low, high, _topic(kind), "its standard deviation must fall as 1/sqrt(width)"
+                )
+
+    return _worst(failing())
+
+
+def _width_proof(scheme: Scheme, held: dict[str, Any], limits: Limits) -> str | None:
+    """The gain of a block's matrices has no d in it, d_ff being a multiple of d."""
+    assert scheme.declared is not None
+    d, wide = s.d, sp.Symbol("r", positive=True) * s.d
+    fans = dict.fromkeys(("feed_forward.up", "feed_forward.gate"), (d, wide)) | {"feed_forward.down": (wide, d)}
+    for kind in (kind for kind in MATRIX_KINDS if "." in kind):
+        fan_in, fan_out = fans.get(kind, (d, d))
+        gain = sp.simplify(fan_in * scheme.declared.rule(kind).subs({s.fan_in: fan_in, s.fan_out: fan_out}) ** 2)
+        if d in gain.free_symbols:
+            return None
+    return "fan_in std^2 of every matrix of a block has no d in it (SymPy)"
+
+
+def _declared(scheme: Scheme, limits: Limits) -> str:
+    return "" if scheme.declared is not None else 'no rule is declared: declared="he", say, or an Initialization'
+
+
+def _law_known(scheme: Scheme, limits: Limits) -> str:
+    if scheme.distribution in ("normal", "uniform"):
+        return ""
+    return 'no law is declared: distribution="normal" or "uniform"'
+
+
+def _has_layouts(scheme: Scheme, limits: Limits) -> str:
+    if scheme.initializers is None:
+        return "for initializers (key, shape, dtype): others draw whole models"
+    return "" if limits.layouts else 'only if asked: layouts=("stacked", "fused")'
+
+
+def _not_orthogonal(scheme: Scheme, limits: Limits) -> str:
+    return "the entries of an orthogonal matrix depend on each other" if scheme.distribution == "orthogonal" else ""
+
+
+def _of_any_width(scheme: Scheme, limits: Limits) -> str:
+    return "" if scheme.ours else "for schemes of our Transformer, whose width can be changed"
+
+
+OF_MATRICES = (
+    Property("declared_std", "every matrix has the declared standard deviation, with its own fan-in and fan-out",
+             declared_std, _shapes, _declared),
+    Property("zero_mean", "entries have mean zero", zero_mean, _shapes),
+    Property("distribution", "entries follow the declared law", distribution, _shapes, _law_known),
+    Property("determined_by_key", "one key gives the same weights, another gives others", determined_by_key, _shapes),
+    Property("independent_matrices", "no matrix or layer depends on another", independent_matrices, _shapes),
+    Property("independent_entries", "no row or column of a matrix depends on another", independent_entries, _shapes,
+             _not_orthogonal),
+    Property("exchangeable", "rows are alike and columns are alike: permuting units changes nothing", exchangeable,
+             _shapes),
+    Property("spectral_norm", "spectral norms are below the bound that holds with high probability", spectral_norm,
+             _shapes),
+    Property("layouts", "stacked and fused shapes get the same standard deviation as one matrix", layouts, _shapes,
+             _has_layouts),
+    Property("width_scaling", "the gain of a block's matrices is the same at every width", width_scaling, _shapes,
+             _of_any_width, _width_proof, costly=True),
+)  # fmt: skip

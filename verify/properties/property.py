@@ -1,0 +1,217 @@
+"""A property of a scheme, the search for an architecture that violates it, and what is known after the search."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from hypothesis import HealthCheck, Phase, given, reject, seed, settings
+from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
+
+from theory import Architecture, Embedding, Initialization
+from theory.initialization import INITIALIZATIONS
+from verify.properties.scheme import Scheme, as_scheme
+
+Outcome = Literal["proven", "tested", "failed", "not applicable"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a scheme is held to, and what a run may cost.
+
+    false_alarms: probability that a correct scheme fails any of the statistical tests of one run. examples:
+    architectures that each property of the weights is tested on; networks: that each property is where an example is a
+    whole network. amplification: most that gradients may grow from the last place to the first. std_ratio: largest over
+    smallest standard deviation of the stream over the places. growth_exponent: of the amplification in the number of
+    layers. dtypes: in which loss and gradients are to be finite. layouts: "stacked", "fused": what else an initializer
+    is to give the right standard deviation for, beside one matrix at a time. seconds: after which a search for a
+    smaller counterexample ends.
+    """
+
+    false_alarms: float = 5e-4
+    examples: int = 8
+    networks: int = 2
+    amplification: float = 10.0
+    std_ratio: float = 10.0
+    growth_exponent: float = 0.6
+    dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
+    layouts: tuple[str, ...] = ()
+    seconds: float = 20.0
+
+
+THOROUGH = Limits(examples=60, networks=20, seconds=300.0)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A test that failed: what was tested where, its measured value and the interval it had to lie in.
+
+    hint: what would explain it. topic: the derivation that says why it matters (`python -m theory derive TOPIC`).
+    """
+
+    what: str
+    measured: float
+    low: float
+    high: float
+    topic: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        allowed = f"{self.low:.4g} to {self.high:.4g}" if self.low > float("-inf") else f"at most {self.high:.4g}"
+        return f"{self.what}: measured {self.measured:.4g}, allowed {allowed}" + (f"; {self.hint}" if self.hint else "")
+
+
+class Violation(AssertionError):
+    """A property does not hold: the smallest architecture found, and what fails there."""
+
+    def __init__(self, name: str, scheme: Scheme, arch: Architecture, key: int, finding: Finding) -> None:
+        self.property, self.scheme, self.arch, self.seed, self.finding = name, scheme, arch, key, finding
+        super().__init__(self.text())
+
+    def text(self) -> str:
+        """What a person reads: property, measured against allowed, architecture, derivation, a line that repeats it."""
+        return "\n".join(
+            (
+                f"{self.scheme.name}: {self.property} fails",
+                f"  {self.finding}",
+                f"  at {described(self.arch)}, seed {self.seed}",
+                f"  why it matters: python -m theory derive {self.finding.topic}",
+                f"  to repeat: {self.line()}",
+            )
+        )
+
+    def line(self) -> str:
+        """Python that fails in the same way; `scheme` stands for an object that has no name to load it by."""
+        name, rule = self.scheme.name, self.scheme.declared
+        known = name in INITIALIZATIONS or ":" in name
+        declared = "" if rule is None or self.scheme.symbolic else f", declared={rule.name!r}"
+        law = ""
+        if self.scheme.distribution is not None and not self.scheme.symbolic:
+            law = f", distribution={self.scheme.distribution!r}"
+        return (
+            f"from theory import Architecture; from verify.properties import {self.property}; {self.property}("
+            f"{repr(name) if known else 'scheme'}{declared}{law}, arch={described(self.arch)}, seed={self.seed})"
+        )
+
+
+def described(arch: Architecture) -> str:
+    """The architecture as Python, without what is at its default."""
+    shown = []
+    for field in fields(arch):
+        value = getattr(arch, field.name)
+        if value == field.default:
+            continue
+        if isinstance(value, Embedding | Initialization):
+            value = value.name
+        shown.append(f"{field.name}={value!r}")
+    return f"Architecture({', '.join(shown)})"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is known of one property. reason: why it is not applicable, or what is proven. examples: tested on."""
+
+    property: str
+    outcome: Outcome
+    examples: int = 0
+    reason: str = ""
+    violation: Violation | None = None
+
+
+Test = Callable[[Scheme, Architecture, int, float, Limits], Finding | None]
+
+
+@dataclass(frozen=True)
+class Property:
+    """One property, called with a scheme like a function: it raises `Violation` where it does not hold.
+
+    test(scheme, arch, seed, alpha, limits): what fails there, the probability of a false alarm being at most alpha.
+    architectures(scheme, fields): what it is drawn from. applies(scheme, limits): why not, or "". prove(scheme,
+    fields, limits): for a symbolic scheme, what holds for all sizes (a sentence), a finding, or None where no proof is
+    known. costly: tested on `Limits.networks` architectures, the others on `Limits.examples`.
+    """
+
+    name: str
+    statement: str
+    test: Test
+    architectures: Callable[[Scheme, dict[str, Any]], st.SearchStrategy[Architecture]]
+    applies: Callable[[Scheme, Limits], str] = lambda scheme, limits: ""
+    prove: Callable[[Scheme, dict[str, Any], Limits], str | None] = lambda scheme, fields, limits: None
+    costly: bool = False
+
+    def __call__(
+        self,
+        scheme: object,
+        arch: Architecture | None = None,
+        seed: int | None = None,
+        limits: Limits = Limits(),
+        declared: str | Initialization | None = None,
+        distribution: str | None = None,
+        **fields: Any,
+    ) -> Result:
+        """Search, or test at one architecture and seed, with what the scheme decides put in.
+
+        fields: of Architecture, held or drawn from.
+
+        Raises Violation, and ValueError for a scheme of no known form.
+        """
+        made = as_scheme(scheme, declared, distribution)
+        if arch is None:
+            result = self.search(made, limits, seed or 0, **fields)
+            if result.violation is not None:
+                raise result.violation
+            return result
+        arch = made.arch(arch)
+        finding = self.test(made, arch, seed or 0, self.alpha(limits), limits)
+        if finding is not None:
+            raise Violation(self.name, made, arch, seed or 0, finding)
+        return Result(self.name, "tested", 1)
+
+    def alpha(self, limits: Limits) -> float:
+        """An example's share of the probability of a false alarm."""
+        return limits.false_alarms / self.examples(limits)
+
+    def examples(self, limits: Limits) -> int:
+        """Architectures to test on."""
+        return limits.networks if self.costly else limits.examples
+
+    def search(self, scheme: Scheme, limits: Limits, first_seed: int = 0, **held: Any) -> Result:
+        """Draw architectures until one violates the property; then look for a smaller one, as long as limits say."""
+        if reason := self.applies(scheme, limits):
+            return Result(self.name, "not applicable", reason=reason)
+        known: dict[tuple[Architecture, int], Finding | None] = {}
+        deadline = time.monotonic() + limits.seconds
+        failed = False
+
+        @seed(first_seed)
+        @settings(
+            max_examples=self.examples(limits),
+            deadline=None,
+            database=None,
+            phases=(Phase.generate, Phase.shrink),
+            suppress_health_check=list(HealthCheck),
+            report_multiple_bugs=False,
+            print_blob=False,
+        )
+        @given(self.architectures(scheme, held), st.integers(0, 2**16))
+        def explore(arch: Architecture, key: int) -> None:
+            nonlocal failed, deadline
+            at = (arch, key)
+            if at not in known:
+                if failed and time.monotonic() > deadline:
+                    reject()
+                known[at] = self.test(scheme, arch, key, self.alpha(limits), limits)
+            if (finding := known[at]) is not None:
+                if not failed:
+                    failed, deadline = True, time.monotonic() + limits.seconds
+                raise Violation(self.name, scheme, arch, key, finding)
+
+        try:
+            explore()
+        except Violation as violation:
+            return Result(self.name, "failed", len(known), violation=violation)
+        except Unsatisfiable as error:
+            raise ValueError(f"{self.name}: no architecture fits {held}; hold fewer fields") from error
+        proof = self.prove(scheme, held, limits) if scheme.symbolic else None
+        return Result(self.name, "tested" if proof is None else "proven", len(known), proof or "")

@@ -1,0 +1,239 @@
+"""A scheme under test, in whatever form its author has it, made into one: parameters from a key and an architecture.
+
+Forms: a name or an `Initialization` (symbolic: what is proven is what is drawn), an `Embedding` or a `Block`; a
+callable of JAX's initializer form `(key, shape, dtype)`, for every kind of matrix or one per kind; a `Model` of the
+user's own. A function of the architecture that returns one of these, or of nothing, stands for what it returns.
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import models
+from models.initialization import assemble
+from theory import Architecture
+from theory.block import Block
+from theory.embedding import Embedding
+from theory.initialization import INITIALIZATIONS, MATRIX_KINDS, Initialization, initialization
+
+DISTRIBUTIONS = ("normal", "uniform", "orthogonal")
+Initializer = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A user's own model.
+
+    init(key, arch): its parameters, any pytree of arrays. loss(params, tokens, arch): a scalar, mean cross-entropy in
+    nats per predicted token of int[batch, seq_len + 1]. Both may leave `arch` out; then hold its fields, so that the
+    tokens fit. matrices(params): weights by kind (`theory.initialization.MATRIX_KINDS` or names of one's own), each
+    [layers, fan_in, fan_out] or [rows, columns]; None: every leaf of two or three axes, by its path. Where init gives a
+    `models.Transformer`, loss and matrices are known.
+    """
+
+    init: Callable[..., Any]
+    loss: Callable[..., Any] | None = None
+    matrices: Callable[[Any], Mapping[str, Any]] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Scheme:
+    """What the properties take.
+
+    fields: of `Architecture` that the scheme itself decides. declared: the rule that its matrices are held to; None:
+    none. distribution: that of the entries, in one of DISTRIBUTIONS; None: unknown, but no heavier-tailed than a
+    Gaussian. symbolic: the rule is what is drawn, so that what is proven of it holds for all sizes. initializers: by
+    kind, of an architecture, where it has JAX's form. ours: whether its parameters are `models.Transformer`'s, so that
+    stream and gradient can be measured at every place.
+    """
+
+    name: str
+    init: Callable[[Any, Architecture], Any]
+    loss: Callable[[Any, Any, Architecture], Any] | None
+    matrices: Callable[[Any], dict[str, Any]]
+    declared: Initialization | None
+    distribution: str | None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    symbolic: bool = False
+    initializers: Callable[[Architecture], Mapping[str, Initializer]] | None = None
+    ours: bool = True
+
+    def arch(self, arch: Architecture) -> Architecture:
+        """The architecture with what the scheme decides, and the declared rule for the theory to reason with."""
+        decided = dict(self.fields) if self.declared is None else dict(self.fields) | {"initialization": self.declared}
+        return replace(arch, **decided)
+
+
+def as_scheme(
+    given: object, declared: str | Initialization | None = None, distribution: str | None = None, name: str = ""
+) -> Scheme:
+    """The scheme behind any of the forms; a string names a registered initialisation or, "module:attribute", an object.
+
+    declared: the rule that a callable or a model is held to. Raises ValueError for what is none of the forms, for an
+    unknown name, and for a rule beside a symbolic scheme, which is its own.
+    """
+    if isinstance(given, Scheme):
+        return given
+    if distribution is not None and distribution not in DISTRIBUTIONS:
+        raise ValueError(f"distribution: unknown value {distribution!r}; choose one of {', '.join(DISTRIBUTIONS)}")
+    if isinstance(given, str):
+        name = name or given
+        given = _imported(given) if ":" in given else initialization(given)
+    name = name or str(getattr(given, "name", getattr(given, "__name__", type(given).__name__)))
+    if isinstance(given, Initialization | Embedding | Block):
+        return _symbolic(given, name, declared, distribution)
+    rule = None if declared is None else _rule(declared)
+    form, resolve = _form(given, name)
+    if form == "model":
+        return _own_model(resolve, name, rule, distribution)
+    if form == "symbolic":
+        return _symbolic(resolve(_ANY), name, declared, distribution)
+
+    def by_kind(arch: Architecture) -> Mapping[str, Initializer]:
+        return _per_kind(resolve(arch), name)
+
+    by_kind(_ANY)
+    return Scheme(
+        name, partial(_assembled, by_kind), _our_loss, _our_matrices, rule, distribution, initializers=by_kind
+    )
+
+
+# has every kind of matrix
+_ANY = Architecture(
+    num_layers=2, d_model=8, num_heads=2, vocab_size=5, seq_len=4, positions="learned", activation="swiglu"
+)
+
+
+def _rule(declared: str | Initialization) -> Initialization:
+    if isinstance(declared, str) and ":" in declared:
+        declared = _imported(declared)  # type: ignore[assignment]
+    return initialization(declared)
+
+
+def _imported(spec: str) -> object:
+    module, _, attribute = spec.partition(":")
+    try:
+        found = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"scheme: cannot load {spec!r} ({error}); give module:attribute of an importable module, or one of "
+            f"{', '.join(INITIALIZATIONS)}"
+        ) from error
+    return found
+
+
+def _symbolic(
+    given: Initialization | Embedding | Block, name: str, declared: object, distribution: str | None
+) -> Scheme:
+    if declared is not None or distribution is not None:
+        raise ValueError(
+            f"declared: {name} is a symbolic scheme, which is its own rule; leave declared and distribution"
+        )
+    fields = {type(given).__name__.lower(): given}
+    rule = given if isinstance(given, Initialization) else None
+    return Scheme(name, models.init, _our_loss, _our_matrices, rule, "normal", fields, symbolic=True)
+
+
+def _form(given: object, name: str) -> tuple[str, Callable[[Architecture], Any]]:
+    """Whether it is an initializer, one by kind, a model or symbolic, and what gives it for an architecture."""
+    if isinstance(given, Model):
+        return "model", lambda arch: given
+    if isinstance(given, Initialization | Embedding | Block):
+        return "symbolic", lambda arch: given
+    if isinstance(given, Mapping):
+        return "initializers", lambda arch: given
+    if not callable(given):
+        raise ValueError(
+            f"scheme: {name} is a {type(given).__name__}; expected a name, an Initialization, Embedding or Block, an "
+            "initializer (key, shape, dtype), a mapping of them by kind, a Model, or a function of arch that gives one"
+        )
+    needed = [
+        parameter.name
+        for parameter in inspect.signature(given).parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(needed) in (2, 3):
+        return "initializers", lambda arch: given
+    if len(needed) > 3:
+        raise ValueError(f"scheme: {name} needs {', '.join(needed)}; expected (key, shape, dtype), (arch) or nothing")
+    made = (lambda arch: given(arch)) if needed else (lambda arch: given())
+    form, _ = _form(made(_ANY), name)
+    return form, lambda arch: _form(made(arch), name)[1](arch)
+
+
+def _per_kind(given: object, name: str) -> Mapping[str, Initializer]:
+    if not isinstance(given, Mapping):
+        return dict.fromkeys(MATRIX_KINDS, given)  # type: ignore[arg-type]
+    for kind in given:
+        if kind not in (*MATRIX_KINDS, "default"):
+            raise ValueError(
+                f"scheme: {name}: unknown matrix kind {kind!r}; choose one of default, {', '.join(MATRIX_KINDS)}"
+            )
+    missing = [kind for kind in MATRIX_KINDS if kind not in given]
+    if missing and "default" not in given:
+        raise ValueError(f"scheme: {name}: no initializer for {', '.join(missing)}; give one as 'default'")
+    return {kind: given[kind] if kind in given else given["default"] for kind in MATRIX_KINDS}
+
+
+def _assembled(by_kind: Callable[[Architecture], Mapping[str, Initializer]], key: Any, arch: Architecture) -> Any:
+    """Our Transformer with every matrix from its initializer, each layer with a key of its own."""
+    initializers = by_kind(arch)
+
+    def matrix(kind: str) -> Any:
+        own = jax.random.fold_in(key, MATRIX_KINDS.index(kind))
+        if "." not in kind:
+            return initializers[kind](own, arch.shape(kind), jnp.float32)
+        layers = [
+            initializers[kind](layer, arch.shape(kind), jnp.float32) for layer in jax.random.split(own, arch.num_layers)
+        ]
+        return jnp.stack(layers)
+
+    return assemble(arch, matrix)
+
+
+def _our_loss(params: Any, tokens: Any, arch: Architecture) -> Any:
+    return models.loss(params, tokens, arch)[0]
+
+
+def _our_matrices(params: Any) -> dict[str, Any]:
+    return params.matrices
+
+
+def _own_model(
+    resolve: Callable[[Architecture], Model], name: str, rule: Initialization | None, distribution: str | None
+) -> Scheme:
+    def init(key: Any, arch: Architecture) -> Any:
+        return _called(resolve(arch).init, (key,), arch)
+
+    def loss(params: Any, tokens: Any, arch: Architecture) -> Any:
+        return _called(resolve(arch).loss, (params, tokens), arch)  # type: ignore[arg-type]
+
+    def matrices(params: Any) -> dict[str, Any]:
+        found = _leaves(params) if model.matrices is None else model.matrices(params)
+        return {kind: weight if jnp.ndim(weight) == 3 else weight[None] for kind, weight in found.items()}
+
+    model = resolve(_ANY)
+    ours = isinstance(jax.eval_shape(lambda key: init(key, _ANY), jax.random.key(0)), models.Transformer)
+    if ours:
+        return Scheme(name, init, _our_loss, _our_matrices, rule, distribution)
+    return Scheme(name, init, loss if model.loss else None, matrices, rule, distribution, ours=False)
+
+
+def _called(function: Callable[..., Any], arguments: tuple[Any, ...], arch: Architecture) -> Any:
+    """With the architecture as one more argument, if it takes one."""
+    takes = len(inspect.signature(function).parameters) > len(arguments)
+    return function(*arguments, arch) if takes else function(*arguments)
+
+
+def _leaves(params: Any) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves if jnp.ndim(leaf) in (2, 3)}

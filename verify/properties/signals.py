@@ -1,0 +1,217 @@
+"""Properties of what runs through a network that a scheme starts: the residual stream, the loss, and its gradient."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache, partial
+from itertools import product
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import sympy as sp
+from hypothesis import strategies as st
+from scipy import stats
+
+import models
+from theory import Architecture, Prediction, predict
+from theory.activation import ACTIVATIONS
+from theory.architecture import NORMS
+from theory.conditions import LARGEST_EXCESS, SMALLEST_STD, requirements
+from theory.growth import Growth, growth
+from theory.initialization import Initialization
+from verify.measurement.compare import relative_standard_error
+from verify.measurement.measure import QUICK, Measurement, measure
+from verify.properties.matrices import drawn
+from verify.properties.property import Finding, Limits, Property
+from verify.properties.scheme import Scheme
+from verify.properties.strategies import Widths, architectures
+
+SEEDS = 8
+BATCH = 4
+# what predict leaves out at this width: its own error, at most 10 % in 300 architectures (benchmarks/accuracy.py)
+MODEL_ERROR = 0.10
+_WIDE = (Widths(128, 4, 4, 512, 64, 16), Widths(128, 2, 1, 320, 50, 16))
+_SMALL = (Widths(8, 2, 1, 32, 11, 4), Widths(32, 4, 2, 128, 50, 8))
+_PUBLISHED = (Widths(256, 4, 4, 1024, 512, 64), Widths(512, 8, 8, 2048, 512, 64))
+_DEEP = 4
+
+
+def _fixed_by_default(scheme: Scheme) -> dict[str, Any]:
+    """The paper's arrangement with its fix; a scheme of one's own takes the place of its field."""
+    return {"block": "pre_ln", "embedding": "scaled", "attention": "standard", "tied": False} | dict(scheme.fields)
+
+
+def _networks(scheme: Scheme, held: dict[str, Any]) -> st.SearchStrategy[Architecture]:
+    return architectures(_WIDE, (2, 4, 8), **_fixed_by_default(scheme) | _rule(scheme) | held)
+
+
+def _of_published_depth(scheme: Scheme, held: dict[str, Any]) -> st.SearchStrategy[Architecture]:
+    """Depths at which the requirements are meant; nothing of them is compiled or run."""
+    return architectures(_PUBLISHED, (8, 24), **_fixed_by_default(scheme) | _rule(scheme) | held)
+
+
+def _any_network(scheme: Scheme, held: dict[str, Any]) -> st.SearchStrategy[Architecture]:
+    return architectures(_SMALL, (1, 2, 3), **dict(scheme.fields) | _rule(scheme) | held)
+
+
+def _rule(scheme: Scheme) -> dict[str, Any]:
+    """What stands for the scheme where an architecture names an initialisation."""
+    return {} if "initialization" in scheme.fields else {"initialization": scheme.declared or "megatron"}
+
+
+@lru_cache(maxsize=32)
+def _measured(scheme: Scheme, arch: Architecture, seed: int) -> Measurement:
+    return measure(arch, BATCH, SEEDS, first_seed=seed, init=scheme.init, quick=True)
+
+
+@lru_cache(maxsize=32)
+def _predicted(scheme: Scheme, arch: Architecture, seed: int) -> Prediction:
+    return predict(ruled(scheme, arch, seed), BATCH)
+
+
+def ruled(scheme: Scheme, arch: Architecture, seed: int) -> Architecture:
+    """The architecture with a rule for what the scheme draws: the declared one, else measured standard deviations."""
+    if scheme.symbolic or scheme.declared is not None:
+        return scheme.arch(arch)
+    stds = {kind: sp.Float(np.sqrt(np.mean(np.square(weight)))) for kind, weight in drawn(scheme, arch, seed).items()}
+    return replace(arch, initialization=Initialization("measured", stds["embedding"], stds, "measured"))
+
+
+def finite(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
+    """Test of `FINITE`: the number of entries that are not, of loss and gradients, dtype by dtype."""
+    key, of_tokens = jax.random.split(jax.random.key(seed))
+    tokens = jax.random.randint(of_tokens, (BATCH, arch.seq_len + 1), 0, arch.vocab_size)
+    lost = jax.device_get(_not_finite(key, tokens, scheme, arch, limits.dtypes))
+    for dtype, count in zip(limits.dtypes, lost, strict=True):
+        if count:
+            what = f"entries of loss and gradients in {dtype} that are not finite"
+            return Finding(what, int(count), -np.inf, 0, "norm_epsilon")
+    return None
+
+
+@partial(jax.jit, static_argnums=(2, 3, 4), compiler_options=QUICK)
+def _not_finite(key: Any, tokens: Any, scheme: Scheme, arch: Architecture, dtypes: tuple[str, ...]) -> list[Any]:
+    params = scheme.init(key, arch)
+
+    def loss(params: Any, dtype: str) -> Any:
+        if scheme.ours:
+            return models.loss(params, tokens, arch, switches=models.Switches(dtype=dtype))[0]
+        assert scheme.loss is not None
+        return scheme.loss(jax.tree.map(lambda leaf: leaf.astype(dtype), params), tokens, arch)
+
+    found = (jax.value_and_grad(loss)(params, dtype) for dtype in dtypes)
+    return [sum(jnp.sum(~jnp.isfinite(leaf)) for leaf in jax.tree.leaves(both)) for both in found]
+
+
+def stream_band(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
+    """Test of `STREAM_BAND`."""
+    stds = np.sqrt(np.square(_measured(scheme, arch, seed).shortcut_std).mean(axis=0))
+    ratio, limit = float(stds.max() / stds.min()), limits.std_ratio
+    low, high = int(stds.argmin()), int(stds.argmax())
+    if ratio <= limit:
+        return None
+    what = f"standard deviation of the stream at place {high} over that at place {low}"
+    return Finding(what, ratio, -np.inf, limit, "two_number_map", f"{stds[low]:.3g} and {stds[high]:.3g}")
+
+
+def amplification(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
+    """Test of `AMPLIFICATION`: geometric mean over seeds."""
+    found = float(np.exp(np.log(_measured(scheme, arch, seed).amplification).mean()))
+    if found <= limits.amplification:
+        return None
+    what = "gradient norm at the first place over that at the last"
+    hint = "python -m theory recommend says what to change"
+    return Finding(what, found, -np.inf, limits.amplification, growth(ruled(scheme, arch, seed)).topic, hint)
+
+
+def growth_exponent(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
+    """Test of `GROWTH_EXPONENT`: derived where there is a rule, else the slope from this depth to four times it."""
+    derived = growth(ruled(scheme, arch, seed))
+    if (scheme.symbolic or scheme.declared is not None) and derived.kind != "not derived":
+        exponent, highest = _exponent(derived), limits.growth_exponent
+        what = f"derived exponent of the amplification ({derived.formula})"
+    else:
+        deep = replace(arch, num_layers=_DEEP * arch.num_layers)
+        logs = [np.log(_measured(scheme, model, seed).amplification) for model in (arch, deep)]
+        slopes = (logs[1] - logs[0]) / np.log(_DEEP)
+        exponent = float(slopes.mean())
+        reach = float(stats.t.isf(alpha, SEEDS - 1) * slopes.std(ddof=1) / np.sqrt(SEEDS))
+        highest = limits.growth_exponent + reach
+        what = f"slope of log amplification in log num_layers, {arch.num_layers} to {deep.num_layers} blocks"
+    return None if exponent <= highest else Finding(what, exponent, -np.inf, highest, derived.topic)
+
+
+def _exponent(derived: Growth) -> float:
+    """Of a power; 0 below any power, infinite above all."""
+    return {"constant": 0.0, "logarithm": 0.0, "power": derived.exponent}.get(derived.kind, np.inf)
+
+
+def two_requirements(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
+    """Test of `TWO_REQUIREMENTS`: the paper's, at this size."""
+    at = ruled(scheme, arch, seed)
+    found = requirements(at.initialization, at.embedding, at.num_layers, at.d_model, at.vocab_size)
+    if not found.large_shortcut:
+        what = "standard deviation of the embedding that enters block 1 (large shortcut)"
+        return Finding(what, found.std, SMALLEST_STD, np.inf, "two_requirements")
+    excess = max(found.feed_forward_number, found.value_path_number)
+    if not found.small_sublayers:
+        what = "what a sub-layer's bound exceeds 1 by at a shortcut of 1 (small sub-layers)"
+        return Finding(what, excess, -np.inf, LARGEST_EXCESS, "two_requirements")
+    return None
+
+
+def predicted(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
+    """Test of `PREDICTED`: stream and gradient at every place, over what sampling and `predict` itself leave open."""
+    expected, found = _predicted(scheme, arch, seed), _measured(scheme, arch, seed)
+
+    def failing() -> Iterator[tuple[float, Finding]]:
+        for name, label in (("shortcut_std", "standard deviation of the stream"), ("gradient_norm", "gradient norm")):
+            draws, goal = getattr(found, name), getattr(expected, name)
+            middle = np.sqrt(np.square(draws).mean(axis=0))
+            reach = stats.t.isf(alpha / (4 * len(goal)), SEEDS - 1) * relative_standard_error(draws)
+            slack = (1 + MODEL_ERROR) * np.exp(reach)
+            ratio = middle / goal
+            at = int(np.argmax(np.abs(np.log(ratio)) - np.log(slack)))
+            if not 1 / slack[at] <= ratio[at] <= slack[at]:
+                what = f"{label} at place {at}, measured over predicted"
+                finding = Finding(what, float(ratio[at]), 1 / float(slack[at]), float(slack[at]), "two_number_map")
+                yield abs(np.log(ratio[at])), finding
+
+    return max(failing(), key=lambda pair: pair[0], default=(0.0, None))[1]
+
+
+def _has_loss(scheme: Scheme, limits: Limits) -> str:
+    return "" if scheme.loss is not None else "the model has no loss"
+
+
+def _has_places(scheme: Scheme, limits: Limits) -> str:
+    return "" if scheme.ours else "for schemes of our Transformer, whose stream can be measured at every place"
+
+
+def _growth_proof(scheme: Scheme, held: dict[str, Any], limits: Limits) -> str | None:
+    """Nothing else of an architecture changes the class of one block, embedding and attention."""
+    for kind, norm in product(ACTIVATIONS, NORMS):
+        fields = _fixed_by_default(scheme) | _rule(scheme) | {"activation": kind, "norm": norm} | held
+        if any(isinstance(value, list | st.SearchStrategy) for value in fields.values()):
+            return None
+        derived = growth(Architecture(**fields))
+        if derived.kind == "not derived" or _exponent(derived) > limits.growth_exponent:
+            return None
+    return "derived in the limit of many blocks, for every activation and norm and at any width"
+
+
+OF_SIGNALS = (
+    Property("finite", "loss and gradients are finite in every dtype", finite, _any_network, _has_loss,
+             costly=True),
+    Property("stream_band", "the stream's standard deviation stays within a band over depth", stream_band, _networks,
+             _has_places, costly=True),
+    Property("amplification", "gradients grow by less than a budget from the last block to the first", amplification,
+             _networks, _has_places, costly=True),
+    Property("growth_exponent", "the amplification grows with depth no faster than a power", growth_exponent, _networks,
+             _has_places, _growth_proof, costly=True),
+    Property("two_requirements", "sub-layers are small and the shortcut is large", two_requirements,
+             _of_published_depth, _has_places, costly=True),
+    Property("predicted", "stream and gradient are what the theory predicts", predicted, _networks, _has_places,
+             costly=True),
+)  # fmt: skip

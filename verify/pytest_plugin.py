@@ -1,0 +1,106 @@
+"""pytest's plugin: `pytest --init-scheme mypackage.inits:my_scheme` tests a scheme, one test for each property.
+
+In a test file of one's own, the same for a test that takes `scheme_property`:
+
+    @pytest.mark.initialization_scheme(my_scheme, declared="he")
+    def test_my_scheme(scheme_property):
+        scheme_property()
+
+Nothing here imports JAX before a scheme is asked for, since pytest loads it at every start.
+"""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_SUITE = Path(__file__).parent / "properties" / "suite.py"
+_MARK = "initialization_scheme"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The flags of `python -m verify check`, under pytest's names."""
+    group = parser.getgroup("initialization schemes (spikeless)")
+    group.addoption(
+        "--init-scheme",
+        action="append",
+        default=[],
+        metavar="MODULE:NAME",
+        help="test this initialisation: a registered name or an object of an importable module",
+    )
+    group.addoption("--init-declared", metavar="NAME", help="rule that the scheme is held to, as he or pkg.module:RULE")
+    group.addoption("--init-distribution", metavar="LAW", help="law of the entries: normal, uniform or orthogonal")
+    group.addoption(
+        "--init-hold",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="field of Architecture held at a value, as embedding=vanilla",
+    )
+    group.addoption("--init-thorough", action="store_true", help="minutes instead of one")  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Put the suite among what is collected; alone, where no paths were given."""
+    config.addinivalue_line(
+        "markers", f"{_MARK}(scheme, declared=None, distribution=None, limits=..., **fields): run the test, which "
+        "takes scheme_property, once for every property of the scheme",
+    )  # fmt: skip
+    if config.getoption("--init-scheme"):
+        sys.path.insert(0, str(config.invocation_params.dir))
+        if config.args_source is not pytest.Config.ArgsSource.ARGS:
+            config.args[:] = []
+        config.args.append(str(_SUITE))
+
+
+@dataclass(frozen=True)
+class SchemeProperty:
+    """One property of one scheme: call it, and the test passes, fails with the counterexample, or is skipped."""
+
+    name: str
+    scheme: Any
+    declared: Any
+    distribution: str | None
+    limits: Any
+    fields: dict[str, Any]
+
+    def __call__(self) -> None:
+        __tracebackhide__ = True
+        from verify.properties import PROPERTIES, as_scheme
+
+        scheme = as_scheme(self.scheme, self.declared, self.distribution)
+        share = replace(self.limits, false_alarms=self.limits.false_alarms / len(PROPERTIES))
+        result = PROPERTIES[self.name].search(scheme, share, **self.fields)
+        if result.violation is not None:
+            pytest.fail(result.violation.text(), pytrace=False)
+        if result.outcome == "not applicable":
+            pytest.skip(result.reason)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test for every property of the marked scheme, or of those on the command line."""
+    if "scheme_property" not in metafunc.fixturenames:
+        return
+    from verify.properties import PROPERTIES, THOROUGH, Limits
+    from verify.properties.check import held
+
+    option = metafunc.config.getoption
+    marks = list(metafunc.definition.iter_markers(_MARK))
+    asked = [(mark.args[0], dict(mark.kwargs)) for mark in marks] or [
+        (scheme, {"declared": option("--init-declared"), "distribution": option("--init-distribution")}
+         | held(option("--init-hold")))
+        for scheme in option("--init-scheme")
+    ]  # fmt: skip
+    limits = THOROUGH if option("--init-thorough") else Limits()
+    cases = []
+    for scheme, given in asked:
+        rest = {"declared": None, "distribution": None, "limits": limits} | given
+        fields = {name: rest.pop(name) for name in list(rest) if name not in ("declared", "distribution", "limits")}
+        shown = scheme if isinstance(scheme, str) else getattr(scheme, "name", getattr(scheme, "__name__", "scheme"))
+        cases += [
+            pytest.param(SchemeProperty(name, scheme, fields=fields, **rest), id=f"{shown}-{name}")
+            for name in PROPERTIES
+        ]
+    metafunc.parametrize("scheme_property", cases)
