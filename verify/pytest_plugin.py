@@ -61,18 +61,15 @@ class SchemeProperty:
 
     name: str
     scheme: Any
-    declared: Any
-    distribution: str | None
     limits: Any
     fields: dict[str, Any]
 
     def __call__(self) -> None:
         __tracebackhide__ = True
-        from verify.properties import PROPERTIES, as_scheme
+        from verify.properties import PROPERTIES
 
-        scheme = as_scheme(self.scheme, self.declared, self.distribution)
         share = replace(self.limits, false_alarms=self.limits.false_alarms / len(PROPERTIES))
-        result = PROPERTIES[self.name].search(scheme, share, **self.fields)
+        result = PROPERTIES[self.name].search(self.scheme, share, **self.fields)
         if result.violation is not None:
             pytest.fail(result.violation.text(), pytrace=False)
         if result.outcome == "not applicable":
@@ -83,24 +80,24 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test for every property of the marked scheme, or of those on the command line."""
     if "scheme_property" not in metafunc.fixturenames:
         return
-    from verify.properties import PROPERTIES, THOROUGH, Limits
+    from verify.properties import PROPERTIES, THOROUGH, Limits, as_scheme
     from verify.properties.check import held
 
     option = metafunc.config.getoption
-    marks = list(metafunc.definition.iter_markers(_MARK))
-    asked = [(mark.args[0], dict(mark.kwargs)) for mark in marks] or [
-        (scheme, {"declared": option("--init-declared"), "distribution": option("--init-distribution")}
-         | held(option("--init-hold")))
-        for scheme in option("--init-scheme")
-    ]  # fmt: skip
     limits = THOROUGH if option("--init-thorough") else Limits()
+    marks = [(mark.args[0], dict(mark.kwargs)) for mark in metafunc.definition.iter_markers(_MARK)]
     cases = []
-    for scheme, given in asked:
-        rest = {"declared": None, "distribution": None, "limits": limits} | given
-        fields = {name: rest.pop(name) for name in list(rest) if name not in ("declared", "distribution", "limits")}
-        shown = scheme if isinstance(scheme, str) else getattr(scheme, "name", getattr(scheme, "__name__", "scheme"))
-        cases += [
-            pytest.param(SchemeProperty(name, scheme, fields=fields, **rest), id=f"{shown}-{name}")
-            for name in PROPERTIES
-        ]
+    try:
+        given: dict[str, Any] = {"declared": option("--init-declared"), "distribution": option("--init-distribution")}
+        asked = marks or [(scheme, given | held(option("--init-hold"))) for scheme in option("--init-scheme")]
+        for given_scheme, keywords in asked:
+            fields: dict[str, Any] = {"declared": None, "distribution": None, "limits": limits} | keywords
+            scheme = as_scheme(given_scheme, fields.pop("declared"), fields.pop("distribution"))
+            held_to = fields.pop("limits")
+            cases += [
+                pytest.param(SchemeProperty(name, scheme, held_to, fields), id=f"{scheme.name}-{name}")
+                for name in PROPERTIES
+            ]
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from error
     metafunc.parametrize("scheme_property", cases)

@@ -1,5 +1,6 @@
 """Property tests of schemes: right ones pass, planted mistakes are caught where they should be, and it can be read."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 
 import models
 from theory import Architecture, Embedding, Initialization
+from theory.block import BLOCKS
+from theory.embedding import EMBEDDINGS
 from theory.initialization import INITIALIZATIONS
 from theory.notation import d, fan_in
 from verify import properties
@@ -43,12 +46,26 @@ QUICK = Limits(examples=2, networks=1, seconds=0.0)
 OF_WEIGHTS = [name for name, property in PROPERTIES.items() if not property.costly and name != "layouts"]
 
 
-@pytest.mark.parametrize("name", INITIALIZATIONS)
-def test_every_registered_initialisation_draws_what_it_declares(name):
-    """At one architecture, in each property of the weights, at the rate of false alarms of a whole run."""
-    scheme = as_scheme(name)
+def cycled(registry, start):
+    """As many as there are initialisations, so that all of the registry are met."""
+    return [list(registry)[(start + i) % len(registry)] for i in range(len(INITIALIZATIONS))]
+
+
+@pytest.mark.parametrize(
+    ("name", "embedding", "block"), [*zip(INITIALIZATIONS, cycled(EMBEDDINGS, 1), cycled(BLOCKS, 0), strict=True)]
+)
+def test_every_registered_scheme_draws_what_it_declares(name, embedding, block):
+    """With every embedding and in every block, in each property of the weights, at the default rate of false alarms."""
+    scheme, arch = as_scheme(name), dataclasses.replace(ODD, embedding=embedding, block=block)
     for property in OF_WEIGHTS:
-        assert PROPERTIES[property](scheme, arch=ODD, seed=3).outcome == "tested"
+        assert PROPERTIES[property](scheme, arch=arch, seed=3).outcome == "tested"
+
+
+@pytest.mark.parametrize(("block", "embedding"), [*zip(BLOCKS, cycled(EMBEDDINGS, 0), strict=False)])
+def test_every_block_is_finite_in_half_precision(block, embedding):
+    arch = dataclasses.replace(ODD, embedding=embedding, block=block, num_layers=2)
+    limits = Limits(dtypes=("float16",))
+    assert properties.finite("megatron", arch=arch, limits=limits).outcome == "tested"
 
 
 # one of every kind of mistake
@@ -266,7 +283,7 @@ def test_strategies_draw_what_they_say(data):
 @settings(max_examples=5, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 @given(data=st.data(), arch=...)
 def test_types_have_strategies(data, arch: Architecture):
-    assert isinstance(arch.initialization, Initialization)
+    assert arch.initialization in INITIALIZATIONS and isinstance(data.draw(st.from_type(Embedding)), Embedding)
     params = data.draw(weights(ODD, scales=(2.0, 2.0)))
     np.testing.assert_allclose(np.std(params.matrices["feed_forward.up"]), 2 * ODD.std("feed_forward.up")[0], rtol=0.3)
 

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, Phase, given, reject, seed, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 
-from theory import Architecture, Embedding, Initialization
+from theory import Architecture, Initialization
 from theory.initialization import INITIALIZATIONS
 from verify.properties.scheme import Scheme, as_scheme
 
@@ -75,7 +75,7 @@ class Violation(AssertionError):
             (
                 f"{self.scheme.name}: {self.property} fails",
                 f"  {self.finding}",
-                f"  at {described(self.arch)}, seed {self.seed}",
+                f"  at {self.described()}, seed {self.seed}",
                 f"  why it matters: python -m theory derive {self.finding.topic}",
                 f"  to repeat: {self.line()}",
             )
@@ -83,29 +83,25 @@ class Violation(AssertionError):
 
     def line(self) -> str:
         """Python that fails in the same way; `scheme` stands for an object that has no name to load it by."""
-        name, rule = self.scheme.name, self.scheme.declared
-        known = name in INITIALIZATIONS or ":" in name
-        declared = "" if rule is None or self.scheme.symbolic else f", declared={rule.name!r}"
-        law = ""
-        if self.scheme.distribution is not None and not self.scheme.symbolic:
-            law = f", distribution={self.scheme.distribution!r}"
+        name, law = self.scheme.name, self.scheme.distribution
+        shown = repr(name) if name in INITIALIZATIONS or ":" in name else "scheme"
+        if not self.scheme.symbolic:
+            shown += f", declared={self.scheme.declared_as}" if self.scheme.declared_as else ""
+            shown += f", distribution={law!r}" if law else ""
         return (
-            f"from theory import Architecture; from verify.properties import {self.property}; {self.property}("
-            f"{repr(name) if known else 'scheme'}{declared}{law}, arch={described(self.arch)}, seed={self.seed})"
+            f"from theory import Architecture; from verify.properties import {self.property}; "
+            f"{self.property}({shown}, arch={self.described()}, seed={self.seed})"
         )
 
-
-def described(arch: Architecture) -> str:
-    """The architecture as Python, without what is at its default."""
-    shown = []
-    for field in fields(arch):
-        value = getattr(arch, field.name)
-        if value == field.default:
-            continue
-        if isinstance(value, Embedding | Initialization):
-            value = value.name
-        shown.append(f"{field.name}={value!r}")
-    return f"Architecture({', '.join(shown)})"
+    def described(self) -> str:
+        """The architecture as Python, without what is at its default and what the scheme decides."""
+        decided = set(self.scheme.fields) if self.scheme.symbolic else {"initialization"}
+        shown = []
+        for field in fields(self.arch):
+            value = getattr(self.arch, field.name)
+            if value != field.default and field.name not in decided:
+                shown.append(f"{field.name}={getattr(value, 'name', value)!r}")
+        return f"Architecture({', '.join(shown)})"
 
 
 @dataclass(frozen=True)

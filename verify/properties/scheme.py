@@ -46,11 +46,11 @@ class Model:
 class Scheme:
     """What the properties take.
 
-    fields: of `Architecture` that the scheme itself decides. declared: the rule that its matrices are held to; None:
-    none. distribution: that of the entries, in one of DISTRIBUTIONS; None: unknown, but no heavier-tailed than a
-    Gaussian. symbolic: the rule is what is drawn, so that what is proven of it holds for all sizes. initializers: by
-    kind, of an architecture, where it has JAX's form. ours: whether its parameters are `models.Transformer`'s, so that
-    stream and gradient can be measured at every place.
+    declared: the rule that its matrices are held to, None: none; declared_as: as its author wrote it. distribution:
+    that of the entries, one of DISTRIBUTIONS; None: unknown, but no heavier-tailed than a Gaussian. fields: of
+    `Architecture` that the scheme itself decides. symbolic: the rule is what is drawn, so that what is proven of it
+    holds for all sizes. initializers: by kind, of an architecture, where it has JAX's form. ours: whether its
+    parameters are `models.Transformer`'s, so that stream and gradient can be measured at every place.
     """
 
     name: str
@@ -59,6 +59,7 @@ class Scheme:
     matrices: Callable[[Any], dict[str, Any]]
     declared: Initialization | None
     distribution: str | None
+    declared_as: str = ""
     fields: Mapping[str, Any] = field(default_factory=dict)
     symbolic: bool = False
     initializers: Callable[[Architecture], Mapping[str, Initializer]] | None = None
@@ -89,9 +90,10 @@ def as_scheme(
     if isinstance(given, Initialization | Embedding | Block):
         return _symbolic(given, name, declared, distribution)
     rule = None if declared is None else _rule(declared)
+    written = "" if declared is None else repr(declared) if isinstance(declared, str) else "rule"
     form, resolve = _form(given, name)
     if form == "model":
-        return _own_model(resolve, name, rule, distribution)
+        return replace(_own_model(resolve, name, rule, distribution), declared_as=written)
     if form == "symbolic":
         return _symbolic(resolve(_ANY), name, declared, distribution)
 
@@ -99,9 +101,8 @@ def as_scheme(
         return _per_kind(resolve(arch), name)
 
     by_kind(_ANY)
-    return Scheme(
-        name, partial(_assembled, by_kind), _our_loss, _our_matrices, rule, distribution, initializers=by_kind
-    )
+    init = partial(_assembled, by_kind)
+    return Scheme(name, init, _our_loss, _our_matrices, rule, distribution, written, initializers=by_kind)
 
 
 # has every kind of matrix
@@ -139,7 +140,7 @@ def _symbolic(
         )
     fields = {type(given).__name__.lower(): given}
     rule = given if isinstance(given, Initialization) else None
-    return Scheme(name, models.init, _our_loss, _our_matrices, rule, "normal", fields, symbolic=True)
+    return Scheme(name, models.init, _our_loss, _our_matrices, rule, "normal", fields=fields, symbolic=True)
 
 
 def _form(given: object, name: str) -> tuple[str, Callable[[Architecture], Any]]:

@@ -4,7 +4,7 @@ All shrink towards fewer layers, smaller widths and the plainest switch. Importi
 `hypothesis.strategies.from_type(Architecture)`, and `@given(arch=...)` inferred from a type, find them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,12 +27,18 @@ from theory.initialization import INITIALIZATIONS, OUTPUTS, Initialization, init
 
 def initializations(names: Sequence[str] = tuple(INITIALIZATIONS)) -> st.SearchStrategy[Initialization]:
     """Registered initialisations, SmallInit without a depth factor first."""
-    ordered = sorted(names, key=lambda name: name != "small")
-    return st.sampled_from([INITIALIZATIONS[name] for name in ordered])
+    return st.sampled_from([INITIALIZATIONS[name] for name in _plain_first(names)])
+
+
+def _plain_first(names: Iterable[str]) -> list[str]:
+    return sorted(names, key=lambda name: name != "small")
+
+
+MULTIPLIERS = (0.01, 100.0)
 
 
 def embeddings(
-    names: Sequence[str] = tuple(EMBEDDINGS), multipliers: tuple[float, float] | None = (0.01, 100.0)
+    names: Sequence[str] = tuple(EMBEDDINGS), multipliers: tuple[float, float] | None = MULTIPLIERS
 ) -> st.SearchStrategy[Embedding]:
     """Registered embedding methods, and multipliers between two limits (None: no bare multipliers)."""
     named = st.sampled_from([EMBEDDINGS[name] for name in names])
@@ -92,10 +98,9 @@ def architectures(
 
     d_model, d_head = chosen["d_model"], chosen["d_model"] // chosen["num_heads"]
     choose("norm", NORMS if d_model >= 3 else ("rms_norm",))
-    if "initialization" not in held:
-        chosen["initialization"] = draw(initializations())
+    choose("initialization", _plain_first(INITIALIZATIONS))
     if "embedding" not in held:
-        chosen["embedding"] = draw(embeddings())
+        chosen["embedding"] = draw(st.sampled_from(list(EMBEDDINGS)) | st.floats(*MULTIPLIERS))
     wide_head = chosen["norm"] == "rms_norm" or d_head >= 3
     divides = all(not initialization(chosen["initialization"]).rule(kind).is_zero for kind in OUTPUTS)
     choose("block", list(BLOCKS))

@@ -1,0 +1,53 @@
+"""Are the mistakes of `verify.properties.faults` caught in a run at the default limits? A table for docs/properties.md.
+
+Every fault goes through the properties that it names, each with its share of a whole run's probability of a false
+alarm, and the default number of architectures; what the other properties say of it is left out.
+
+    python benchmarks/planted_faults.py [--out FILE.md]
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from verify.properties import Limits, check
+from verify.properties.faults import FAULTS
+from verify.training.compiled import release_when_many
+
+HEADER = "| mistake | in | caught by | measured | allowed | first caught at |\n|---|---|---|---|---|---|"
+
+
+def row(name: str) -> str:
+    """One line of the table."""
+    fault = FAULTS[name]
+    limits = replace(Limits(), seconds=0.0)  # the first counterexample is enough
+    report = check(fault.planted(), limits=limits, only=fault.caught_by)
+    (violation,) = [result.violation for result in report.results]
+    if violation is None:
+        return f"| {name} | {fault.scheme} | **not caught** | | | |"
+    finding, arch = violation.finding, violation.arch
+    allowed = f"{finding.low:.3g} to {finding.high:.3g}" if finding.low > float("-inf") else f"<= {finding.high:.3g}"
+    return (
+        f"| {name} | {fault.scheme} | {violation.property}: {finding.what} | {finding.measured:.3g} | {allowed} | "
+        f"{arch.num_layers} layers, width {arch.d_model} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="file for the table, in Markdown")
+    options = parser.parse_args()
+    lines = [HEADER]
+    print(HEADER, flush=True)
+    for name in FAULTS:
+        lines.append(row(name))
+        print(lines[-1], flush=True)
+        release_when_many(0.3)
+    caught = sum("not caught" not in line for line in lines[1:])
+    print(f"\n{caught} of {len(FAULTS)} caught")
+    if options.out:
+        options.out.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
