@@ -14,11 +14,10 @@ from paper_figures.figure import PaperFigure
 from paper_figures.style import PRINT
 from theory.atomic_file import named, write_atomically
 from verify.claims import CLAIMS
-from verify.claims.evidence import Cell, Evidence
+from verify.claims.evidence import Cell, Evidence, train_cells
 from verify.claims.scale import Scale
 from verify.claims.verdicts import read
 from verify.sweeps import store
-from verify.sweeps.command import here, print_time, train
 from verify.sweeps.cost import cost
 from verify.training.run import Run
 
@@ -45,13 +44,8 @@ def recomputed(names: Sequence[str], scale: Scale, data: Path, runs: Path, lanes
     Verdicts that lie beside the runs come along.
     """
     figures = _chosen(names)
-    cells = _cells(figures, scale)
-    if left := [run for run in cells if not store.path_of(run, runs).exists()]:
-        print_time(left, lanes)
-    if cells:
-        status = train(list(cells), runs, lambda run: dict(cells[run].labels), here(lanes, None))
-        if status:
-            return status
+    if status := train_cells(_cells(figures, scale).values(), runs, lanes):
+        return status
     evidence = Evidence(runs, scale.window)
     for figure in figures:
         save(figure.data(evidence, scale), path_of(figure.name, scale.name, data))

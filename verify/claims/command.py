@@ -1,5 +1,6 @@
 """`python -m verify claims`: train what the claims ask for, each run once, and judge them."""
 
+import itertools
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -8,11 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from verify.claims import CLAIMS, Claim
-from verify.claims.evidence import Cell, Evidence
+from verify.claims.evidence import Cell, Evidence, train_cells
 from verify.claims.scale import Scale, scale
 from verify.claims.verdicts import print_verdicts, read, write
 from verify.sweeps import store
-from verify.sweeps.command import here, print_time, train
 from verify.sweeps.cost import cost
 from verify.training.run import Run
 
@@ -28,15 +28,10 @@ def judge(ids: Sequence[str], scale_name: str, out: Path, lanes: int | None, pla
     chosen, at = _chosen(ids), scale(scale_name)
     before = read(out / "verdicts.json", at.name)
     asked = {claim.id: _cells(claim, at) for claim in chosen}
-    runs = {cell.run: cell for cells in asked.values() for cell in cells}
     folder = out / "runs"
     _print_plan(asked, folder, at)
-    if left := [run for run in runs if not store.path_of(run, folder).exists()]:
-        print_time(left, lanes)
-    if plan_only:
-        return 0
-    status = train(list(runs), folder, lambda run: dict(runs[run].labels), here(lanes, None))
-    if status:
+    status = train_cells(itertools.chain.from_iterable(asked.values()), folder, lanes, plan_only)
+    if status or plan_only:
         return status
     evidence = Evidence(folder, at.window)
     verdicts = []

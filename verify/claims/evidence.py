@@ -12,6 +12,7 @@ import xarray as xr
 
 from verify.statistics import spikes
 from verify.sweeps import store
+from verify.sweeps.command import here, print_time, train
 from verify.training.run import Run, changed
 
 
@@ -61,6 +62,16 @@ class Evidence:
         if cell.run not in self._known:
             self._known[cell.run] = summary(cell.run, self.dataset(cell), self.window)
         return self._known[cell.run]
+
+
+def train_cells(cells: Iterable[Cell], folder: Path, lanes: int | None, plan_only: bool = False) -> int:
+    """Say how long what is missing takes and train it, each run once; the exit status, 130 after an interruption."""
+    by_run = {cell.run: cell for cell in cells}
+    if left := [run for run in by_run if not store.path_of(run, folder).exists()]:
+        print_time(left, lanes)
+    if plan_only or not by_run:
+        return 0
+    return train(list(by_run), folder, lambda run: dict(by_run[run].labels), here(lanes, None))
 
 
 def by_rate_and_seed(table: pd.DataFrame, column: str) -> pd.DataFrame:

@@ -124,8 +124,8 @@ class Property:
 
     test(scheme, arch, seed, alpha, limits): what fails there, the probability of a false alarm being at most alpha.
     architectures(scheme, fields): what it is drawn from. applies(scheme, limits): why not, or "". prove(scheme,
-    fields, limits): for a symbolic scheme, what holds for all sizes (a sentence), a finding, or None where no proof is
-    known. costly: tested on `Limits.networks` architectures, the others on `Limits.examples`.
+    fields, limits): for a symbolic scheme, what holds for all sizes (a sentence), an architecture where the test fails,
+    or None where nothing is known. costly: tested on `Limits.networks` architectures, the others on `Limits.examples`.
     """
 
     name: str
@@ -133,7 +133,7 @@ class Property:
     test: Test
     architectures: Callable[[Scheme, dict[str, Any]], st.SearchStrategy[Architecture]]
     applies: Callable[[Scheme, Limits], str] = lambda scheme, limits: ""
-    prove: Callable[[Scheme, dict[str, Any], Limits], str | None] = lambda scheme, fields, limits: None
+    prove: Callable[[Scheme, dict[str, Any], Limits], str | Architecture | None] = lambda scheme, fields, limits: None
     costly: bool = False
 
     def __call__(
@@ -176,6 +176,11 @@ class Property:
         """Draw architectures until one violates the property; then look for a smaller one, as long as limits say."""
         if reason := self.applies(scheme, limits):
             return Result(self.name, "not applicable", reason=reason)
+        proof = self.prove(scheme, held, limits) if scheme.symbolic else None
+        if isinstance(proof, Architecture):
+            finding = self.test(scheme, proof, first_seed, self.alpha(limits), limits)
+            assert finding is not None
+            return Result(self.name, "failed", 1, violation=Violation(self.name, scheme, proof, first_seed, finding))
         known: dict[tuple[Architecture, int], Finding | None] = {}
         deadline = time.monotonic() + limits.seconds
         failed = False
@@ -209,5 +214,4 @@ class Property:
             return Result(self.name, "failed", len(known), violation=violation)
         except Unsatisfiable as error:
             raise ValueError(f"{self.name}: no architecture fits {held}; hold fewer fields") from error
-        proof = self.prove(scheme, held, limits) if scheme.symbolic else None
         return Result(self.name, "tested" if proof is None else "proven", len(known), proof or "")

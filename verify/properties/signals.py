@@ -189,16 +189,19 @@ def _has_places(scheme: Scheme, limits: Limits) -> str:
     return "" if scheme.ours else "for schemes of our Transformer, whose stream can be measured at every place"
 
 
-def _growth_proof(scheme: Scheme, held: dict[str, Any], limits: Limits) -> str | None:
+def _growth_proof(scheme: Scheme, held: dict[str, Any], limits: Limits) -> str | Architecture | None:
     """Nothing else of an architecture changes the class of one block, embedding and attention."""
+    derived = True
     for kind, norm in product(ACTIVATIONS, NORMS):
         fields = _fixed_by_default(scheme) | _rule(scheme) | {"activation": kind, "norm": norm} | held
         if any(isinstance(value, list | st.SearchStrategy) for value in fields.values()):
             return None
-        derived = growth(Architecture(**fields))
-        if derived.kind == "not derived" or _exponent(derived) > limits.growth_exponent:
-            return None
-    return "derived in the limit of many blocks, for every activation and norm and at any width"
+        arch = Architecture(**fields)
+        found = growth(arch)
+        derived = derived and found.kind != "not derived"
+        if found.kind != "not derived" and _exponent(found) > limits.growth_exponent:
+            return arch
+    return "derived in the limit of many blocks, for every activation and norm and at any width" if derived else None
 
 
 OF_SIGNALS = (
