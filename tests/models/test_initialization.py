@@ -1,12 +1,23 @@
 """Published values of the rules, and what of the samples `tests/verify/test_properties.py` does not ask."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from scipy import stats
 
 import models
 from theory import Architecture, Initialization
+from theory.activation import ACTIVATIONS
+from theory.architecture import NORMS, POSITIONS
+from theory.attention_scheme import ATTENTIONS
+from theory.block import BLOCKS
+from theory.embedding import EMBEDDINGS
+from theory.initialization import INITIALIZATIONS
 from theory.notation import N, d, fan_in, layer
 
 _EXPECTED = {  # worked out by hand for d 32, d_ff 128, N 3, V 50, a key-value width of 16
@@ -65,3 +76,41 @@ def test_same_key_same_weights_and_switches_leave_other_draws_alone():
     np.testing.assert_array_equal(
         models.init(jax.random.key(7), other).blocks.feed_forward.up.weight, first.blocks.feed_forward.up.weight
     )
+
+
+SWITCHES = {
+    "block": list(BLOCKS), "attention": list(ATTENTIONS), "activation": list(ACTIVATIONS), "positions": POSITIONS,
+    "norm": NORMS, "embedding": [*EMBEDDINGS, 0.5], "initialization": list(INITIALIZATIONS), "bias": [False, True],
+    "tied": [False, True],
+}  # fmt: skip
+
+
+class Switching(RuleBasedStateMachine):
+    """Whatever is switched, in whatever order: a matrix of one shape, rule and key is the same matrix."""
+
+    def __init__(self):
+        super().__init__()
+        self.arch = architecture("megatron")
+        self.seen = {}
+
+    @rule(switch=st.sampled_from([(field, value) for field, values in SWITCHES.items() for value in values]))
+    def switch(self, switch):
+        field, value = switch
+        try:
+            self.arch = dataclasses.replace(self.arch, **{field: value})
+        except ValueError as error:
+            assert field in str(error) or "divides" in str(error)
+
+    @invariant()
+    def what_is_drawn_depends_on_its_own_rule_alone(self):
+        drawn = models.init(jax.random.key(7), self.arch).matrices
+        kinds = {*self.arch.matrices, "embedding"} | ({"position"} if self.arch.positions == "learned" else set())
+        assert set(drawn) == kinds | (set() if self.arch.tied else {"head"})
+        for kind, weight in drawn.items():
+            assert weight.shape[1:] == self.arch.shape(kind)
+            identity = (kind, self.arch.std(kind).tobytes(), self.arch.truncation(kind))
+            np.testing.assert_array_equal(weight, self.seen.setdefault(identity, weight))
+
+
+TestSwitching = Switching.TestCase
+TestSwitching.settings = settings(max_examples=5, stateful_step_count=12)
