@@ -93,9 +93,9 @@ class Switching(RuleBasedStateMachine):
         self.arch = architecture("megatron")
         self.seen = {}
 
-    @rule(switch=st.sampled_from([(field, value) for field, values in SWITCHES.items() for value in values]))
-    def switch(self, switch):
-        field, value = switch
+    @rule(data=st.data(), field=st.sampled_from(list(SWITCHES)))
+    def switch(self, data, field):
+        value = data.draw(st.sampled_from(SWITCHES[field]))
         try:
             self.arch = dataclasses.replace(self.arch, **{field: value})
         except ValueError as error:
