@@ -7,8 +7,8 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # compiling is most of a test's time; child processes too
-
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+# ... and half of that are the emitters of fused kernels
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_cpu_use_fusion_emitters=false")
 
 from jaxtyping import install_import_hook
 
@@ -34,6 +34,7 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 from filelock import FileLock  # noqa: E402
+from threadpoolctl import threadpool_limits  # noqa: E402
 
 from theory import Architecture  # noqa: E402
 from verify import report  # noqa: E402
@@ -41,6 +42,7 @@ from verify.training.compiled import release_when_many  # noqa: E402
 
 assert models and verify
 
+threadpool_limits(1, user_api="blas")  # matrices are small, and threads that wait for each other take 20 times as long
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

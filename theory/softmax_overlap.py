@@ -142,19 +142,18 @@ def _series(variance: float, vocab_size: int) -> np.ndarray:
 def _overlap(variance: float, correlation: float, vocab_size: int) -> float:
     """V E[e^{z + z'} / (S S')] with 1 / S = int e^{-sS} ds, which makes the sums over the vocabulary products.
 
-    Trapezoids in s = e^a, s' = e^b and in the two Gaussians: all integrands are smooth and vanish at the ends.
+    Trapezoids in s = e^a, s' = e^b and in the two Gaussians: all integrands are smooth and vanish at the ends. The
+    Gaussians' steps are no wider than their joint density, |correlation| < 1.
     """
     std = np.sqrt(variance)
-    step = min(0.35, 0.7 / max(std, 1e-9))
-    x = np.arange(-7, 7 + step, step)
-    weight = np.exp(-(x**2) / 2)
+    step = min(0.35, 0.7 / max(std, 1e-9), 0.7 * np.sqrt(1 - correlation**2))
+    x = np.arange(-9, 9 + step, step)
+    square = x[:, None] ** 2 - 2 * correlation * x[:, None] * x + x**2
+    weight = np.exp(-square / (2 * (1 - correlation**2)))
     weight /= weight.sum()
     a = np.arange(-np.log(vocab_size) - 2 * variance - 25, 8 * std + 5, 0.5)
-    z = std * x
-    other = correlation * z[:, None] + np.sqrt(1 - correlation**2) * z
-    left = np.exp(-np.exp(a[:, None] + z)) * weight
-    right = np.exp(-np.exp(a[:, None, None] + other))
-    none = left @ (right @ weight).T
-    both = (left * np.exp(z)) @ ((np.exp(other) * right) @ weight).T
+    kernel = np.exp(-np.exp(a[:, None] + std * x))
+    raised = kernel * np.exp(std * x)
+    none, both = kernel @ weight @ kernel.T, raised @ weight @ raised.T
     power = np.exp((vocab_size - 1) * np.log(np.maximum(none, 1e-300)))
     return float(vocab_size * 0.25 * (np.exp(a[:, None] + a) * both * power).sum())

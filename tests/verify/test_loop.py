@@ -28,6 +28,16 @@ def trained():
     return train_lanes(runs)
 
 
+@pytest.fixture(scope="module")
+def plain():
+    return train(RUN)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.jit(models.init, static_argnames="arch")(jax.random.key(0), arch=ARCH)
+
+
 def test_learns_the_unigrams(trained):
     """Zipf's entropy over 32 words is 2.98 nats; a model that learns nothing stays at log 32 = 3.47 or above."""
     assert trained[0]["loss"][:3].mean() > 3.4
@@ -35,11 +45,10 @@ def test_learns_the_unigrams(trained):
     assert trained[0].attrs["held_out_loss"] < 3.25
 
 
-def test_a_lane_alone_gives_the_same_numbers(trained):
+def test_a_lane_alone_gives_the_same_numbers(trained, plain):
     """Also beside a lane of NaN. Sums may run in another order: float32 over 30 steps."""
-    alone = train(RUN)
     for name in ("loss", "gradient_norm", "update_rms", "place_gradient_norm"):
-        np.testing.assert_allclose(trained[0][name], alone[name], rtol=2e-3, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(trained[0][name], plain[name], rtol=2e-3, atol=1e-6, err_msg=name)
 
 
 def test_divergence_is_an_outcome(trained):
@@ -52,11 +61,11 @@ def test_divergence_is_an_outcome(trained):
     assert trained[0].attrs["outcome"] == "finished" and trained[0].attrs["outcome_step"] == 30
 
 
-def test_first_step_by_hand(trained):
+def test_first_step_by_hand(trained, params):
     """AdamW's first step: m / (sqrt(v) + eps) is the clipped gradient's sign, plus decay, times a fifth of the rate."""
-    params = models.init(jax.random.key(0), ARCH)
     batch = jnp.asarray(load_corpus("zipf", 32).batch(8, 4, seed=0, step=0))
-    (loss, seen), gradient = jax.value_and_grad(lambda p: models.loss(p, batch, ARCH), has_aux=True)(params)
+    value_and_gradient = jax.jit(jax.value_and_grad(lambda p: models.loss(p, batch, ARCH), has_aux=True))
+    (loss, seen), gradient = value_and_gradient(params)
     run = trained[0].isel(step=0)
     np.testing.assert_allclose(run["loss"], loss, rtol=1e-5)
     norms = [float(jnp.linalg.norm(leaf.ravel())) for leaf in jax.tree.leaves(gradient)]
@@ -77,11 +86,11 @@ def test_first_step_by_hand(trained):
     )
 
 
-def test_every_place_and_layer_is_what_autodiff_and_the_forward_pass_say(trained):
+def test_every_place_and_layer_is_what_autodiff_and_the_forward_pass_say(trained, params):
     """The first step's telemetry against `measure`'s own program on the same weights and tokens."""
     batch = jnp.asarray(load_corpus("zipf", 32).batch(8, 4, seed=0, step=0))
     measured = _draw(jax.random.key(0), batch, ARCH)
-    _, seen = models.loss(models.init(jax.random.key(0), ARCH), batch, ARCH)
+    _, seen = jax.jit(lambda params: models.loss(params, batch, ARCH))(params)
     run = trained[0].isel(step=0)
     np.testing.assert_allclose(run["place_gradient_norm"], measured["gradient_norm"], rtol=1e-4)
     np.testing.assert_allclose(run["largest_attention_logit"], seen.attention.largest_logit, rtol=1e-4)
@@ -142,38 +151,38 @@ def test_bad_input(make, message):
         make()
 
 
-def test_a_gradient_in_parts_is_the_gradient():
+def test_a_gradient_in_parts_is_the_gradient(plain):
     """Accumulated over 4 parts: the same losses, gradients, places and sizes. Only the stds are pooled otherwise."""
-    whole, parts = train(RUN), train(dataclasses.replace(RUN, accumulate=4))
+    parts = train(dataclasses.replace(RUN, accumulate=4))
     names = ("loss", "gradient_norm", "place_gradient_norm", "output_norm", "update_rms", "largest_attention_logit",
              "attention_entropy", "query_norm", "log_z")  # fmt: skip
     for name in names:
-        np.testing.assert_allclose(parts[name][:5], whole[name][:5], rtol=2e-3, atol=1e-6, err_msg=name)
-    np.testing.assert_allclose(parts["shortcut_std"][0], whole["shortcut_std"][0], rtol=0.02)
-    np.testing.assert_allclose(parts.attrs["held_out_loss"], whole.attrs["held_out_loss"], rtol=1e-3)
+        np.testing.assert_allclose(parts[name][:5], plain[name][:5], rtol=2e-3, atol=1e-6, err_msg=name)
+    np.testing.assert_allclose(parts["shortcut_std"][0], plain["shortcut_std"][0], rtol=0.02)
+    np.testing.assert_allclose(parts.attrs["held_out_loss"], plain.attrs["held_out_loss"], rtol=1e-3)
 
 
-def test_ramps_change_what_a_step_sees():
+def test_ramps_change_what_a_step_sees(plain):
     """From step 10 on 8 sequences of 4: up to there as without ramps, then other losses, and the series go on."""
-    plain, ramped = train(RUN), train(dataclasses.replace(RUN, batch_ramp=((10, 8),), sequence_ramp=((10, 4),)))
+    ramped = train(dataclasses.replace(RUN, batch_ramp=((10, 8),), sequence_ramp=((10, 4),)))
     np.testing.assert_allclose(ramped["loss"][:10], plain["loss"][:10], rtol=1e-3)
     assert len(ramped["loss"]) == 30 and np.all(np.isfinite(ramped["loss"]))
     assert abs(float(ramped["loss"][10] - plain["loss"][10])) > 1e-3
     assert len(set(np.asarray(ramped["loss"]).tolist())) == 30
 
 
-def test_dropout_is_a_pure_function_of_seed_and_step():
+def test_dropout_is_a_pure_function_of_seed_and_step(plain):
     run = dataclasses.replace(RUN, dropout=0.5)
-    first, again, plain = train(run), train(run), train(RUN)
+    first, again = train(run), train(run)
     np.testing.assert_array_equal(first["loss"], again["loss"])
     assert abs(float(first["loss"][0] - plain["loss"][0])) > 1e-3
     still = train(dataclasses.replace(run, optimizer=dataclasses.replace(OPTIMIZER, learning_rate=1e-30), windows=4))
     assert len(set(np.asarray(still["loss"]).tolist())) == 30  # the same four sequences, another mask every time
 
 
-def test_bfloat16_is_near_and_keeps_weights_in_float32():
+def test_bfloat16_is_near_and_keeps_weights_in_float32(plain):
     run = dataclasses.replace(RUN, precision="bfloat16")
-    rough, plain = train(run), train(RUN)
+    rough = train(run)
     np.testing.assert_allclose(rough["loss"], plain["loss"], rtol=0.02)
     assert np.any(np.asarray(rough["loss"]) != np.asarray(plain["loss"]))
     small = dataclasses.replace(run, optimizer=dataclasses.replace(OPTIMIZER, learning_rate=1e-5, clip=0.0))
@@ -183,9 +192,9 @@ def test_bfloat16_is_near_and_keeps_weights_in_float32():
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.params)) and np.all(moved > 0)
 
 
-def test_z_loss_is_trained_on_but_not_in_the_loss():
+def test_z_loss_is_trained_on_but_not_in_the_loss(plain):
     run = dataclasses.replace(RUN, z_loss=1.0)
-    pulled, plain = train(run), train(RUN)
+    pulled = train(run)
     np.testing.assert_allclose(pulled["loss"][0], plain["loss"][0], rtol=1e-5)
     assert abs(pulled["log_z"][-1]) < 0.5 * abs(plain["log_z"][-1])
 
@@ -197,11 +206,10 @@ def test_forced_logits_have_their_size_at_every_step():
     assert np.any(np.isclose(largest, 7.0, rtol=1e-4))
 
 
-def test_spectral_norms_and_certificates_follow_the_weights():
+def test_spectral_norms_and_certificates_follow_the_weights(params):
     """By power iteration from step to step against the SVD, and never above it; bounds above the norms they bound."""
     run = dataclasses.replace(RUN, steps=6, spectral_norms=True, certify_every=3)
     seen = train(run)
-    params = models.init(jax.random.key(0), ARCH)
     for kind in ARCH.matrices:
         exact = np.linalg.norm(params.blocks.matrices[kind], 2, axis=(1, 2))
         first = np.asarray(seen["spectral_norm"].sel(matrix=kind, step=0))

@@ -37,7 +37,9 @@ def drawn(arch, place):
         after, back = jax.vjp(lambda z: sublayer(z[None])[0] - z, x)
         return back(jnp.asarray(MEAN) @ after)[0]
 
-    draws = jax.lax.map(jax.jit(returned), jax.random.split(jax.random.key(0), DRAWS))
+    # compiled well, or to draw the weights would take most of the time
+    every = jax.jit(lambda keys: jax.lax.map(returned, keys), compiler_options={"xla_backend_optimization_level": 2})
+    draws = every(jax.random.split(jax.random.key(0), DRAWS))
     return np.linalg.lstsq(tokens().T.astype(float), np.asarray(draws, np.float64).mean(axis=0).T, rcond=None)[0].T
 
 

@@ -166,7 +166,7 @@ def test_two_processes_train_one_model(tmp_path):
         f"train --arch.num-layers 1 --arch.d-model 8 --arch.num-heads 2 --arch.seq-len 8 --steps 50 --corpus zipf "
         f"--mesh.data 2 --mesh.fsdp 2 --mesh.tensor 2 --hosts.coordinator localhost:{port} --hosts.processes 2"
     ).split()
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    environment = os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")}
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "verify", *arguments, "--hosts.process", str(number), "--out", str(tmp_path)],
