@@ -2,7 +2,7 @@
 
 In a test file of one's own, the same for a test that takes `scheme_property`:
 
-    @pytest.mark.initialization_scheme(my_scheme, declared="he")
+    @pytest.mark.initialization_scheme(scheme=my_scheme, declared="he")
     def test_my_scheme(scheme_property):
         scheme_property()
 
@@ -45,7 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Put the suite among what is collected; alone, where no paths were given."""
     config.addinivalue_line(
-        "markers", f"{_MARK}(scheme, declared=None, distribution=None, limits=..., **fields): run the test, which "
+        "markers", f"{_MARK}(scheme=..., declared=None, distribution=None, limits=..., **fields): run the test, which "
         "takes scheme_property, once for every property of the scheme",
     )  # fmt: skip
     if config.getoption("--init-scheme"):
@@ -85,14 +85,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
     option = metafunc.config.getoption
     limits = THOROUGH if option("--init-thorough") else Limits()
-    marks = [(mark.args[0], dict(mark.kwargs)) for mark in metafunc.definition.iter_markers(_MARK)]
+    marks = [dict(mark.kwargs) for mark in metafunc.definition.iter_markers(_MARK)]
     cases = []
     try:
         given: dict[str, Any] = {"declared": option("--init-declared"), "distribution": option("--init-distribution")}
-        asked = marks or [(scheme, given | held(option("--init-hold"))) for scheme in option("--init-scheme")]
-        for given_scheme, keywords in asked:
-            fields: dict[str, Any] = {"declared": None, "distribution": None, "limits": limits} | keywords
-            scheme = as_scheme(given_scheme, fields.pop("declared"), fields.pop("distribution"))
+        given |= held(option("--init-hold"))
+        for asked in marks or [{"scheme": scheme} | given for scheme in option("--init-scheme")]:
+            if "scheme" not in asked:
+                raise ValueError(f"{_MARK}: {metafunc.definition.nodeid} is marked without scheme=")
+            fields: dict[str, Any] = {"declared": None, "distribution": None, "limits": limits} | asked
+            scheme = as_scheme(fields.pop("scheme"), fields.pop("declared"), fields.pop("distribution"))
             held_to = fields.pop("limits")
             cases += [
                 pytest.param(SchemeProperty(name, scheme, held_to, fields), id=f"{scheme.name}-{name}")

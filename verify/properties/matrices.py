@@ -6,8 +6,9 @@ that a tiny one is tested as sharply as a large one: the smallest architecture t
 at all, not where there happen to be enough numbers.
 """
 
+import re
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, wraps
 from math import ceil, sqrt
 from typing import Any
 
@@ -23,12 +24,13 @@ from theory.gaussian_norm import gaussian_norm
 from theory.initialization import MATRIX_KINDS, truncated_std
 from theory.tail_bounds import Tail
 from verify.measurement.measure import QUICK
-from verify.properties.property import Finding, Limits, Property
+from verify.properties.property import Finding, Limits, NotApplicable, Property, Test
 from verify.properties.scheme import Scheme
 from verify.properties.strategies import architectures
 
 ENTRIES = 16_384
-_SVDS = 32
+MOST = 2**25
+_SVDS, _PAIRED = 32, 2048  # matrices, rows or columns that are looked at, at most
 _TOPICS = {"embedding": "embedding_stds", "position": "embedding_stds", "head": "last_norm_gradient"}
 
 
@@ -43,12 +45,15 @@ def _shapes(scheme: Scheme, held: dict[str, Any]) -> st.SearchStrategy[Architect
 
 @lru_cache(maxsize=16)
 def drawn(scheme: Scheme, arch: Architecture, seed: int) -> dict[str, np.ndarray]:
-    """Weights by kind, float64[copies, layers, fan_in, fan_out], at least ENTRIES of each kind and layer."""
+    """Weights by kind, float64[copies, layers, fan_in, fan_out]: two copies, or as many as give ENTRIES of each."""
     shapes = jax.eval_shape(lambda key: scheme.matrices(scheme.init(key, arch)), jax.random.key(0))
-    smallest = min(shape.shape[-2] * shape.shape[-1] for shape in shapes.values())
-    copies = min(ceil(ENTRIES / smallest), ENTRIES)
-    found = _program(scheme, arch)(jax.random.split(jax.random.key(seed), copies))
-    return {kind: np.asarray(weight, np.float64) for kind, weight in jax.device_get(found).items()}
+    sizes = [shape.shape[-2] * shape.shape[-1] for shape in shapes.values()]
+    copies = max(2, min(ceil(ENTRIES / min(sizes)), MOST // sum(sizes)))
+    found = jax.device_get(_program(scheme, arch)(jax.random.split(jax.random.key(seed), copies)))
+    weights = {kind: np.asarray(weight, np.float64) for kind, weight in found.items()}
+    if scheme.ours:
+        return weights
+    return {kind: weight for kind, weight in weights.items() if np.ptp(weight)}  # scales of norms, and the like
 
 
 @lru_cache(maxsize=64)
@@ -66,6 +71,26 @@ def _layers(weights: dict[str, np.ndarray]) -> Iterator[tuple[str, int, np.ndarr
 
 def _count(weights: dict[str, np.ndarray]) -> int:
     return sum(weight.shape[1] for weight in weights.values())
+
+
+def _std(arch: Architecture, kind: str, layer: int, shape: tuple[int, ...]) -> float:
+    """What the architecture's rule says of a matrix of that kind and shape in that layer, counted from 0."""
+    sizes = dict(zip((s.fan_in, s.fan_out), shape[-2:], strict=True))
+    sizes |= {s.d: arch.d_model, s.V: arch.vocab_size, s.N: arch.num_layers, s.layer: layer + 1}
+    return float(arch.rule(kind).subs(sizes))
+
+
+def _of_finite(test: Test) -> Test:
+    """The test, of weights that are numbers at all."""
+
+    @wraps(test)
+    def checked(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
+        for kind, weight in drawn(scheme, arch, seed).items():
+            if lost := int(np.sum(~np.isfinite(weight))):
+                return Finding(f"entries of {kind} that are not finite", lost, -np.inf, 0, _topic(kind))
+        return test(scheme, arch, seed, alpha, limits)
+
+    return checked
 
 
 def _topic(kind: str) -> str:
@@ -86,58 +111,61 @@ def _worst(findings: Iterator[Finding]) -> Finding | None:
     return max(findings, key=excess, default=None)
 
 
+@_of_finite
 def declared_std(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
     """Test of `DECLARED_STD`."""
-    weights, ruled = drawn(scheme, arch, seed), scheme.arch(arch)
+    weights = drawn(scheme, arch, seed)
     share = alpha / _count(weights) / 2
+    if not set(weights) & set(MATRIX_KINDS):
+        raise NotApplicable(f"no matrix has the name of a kind that the rule knows: {', '.join(weights)}")
 
     def failing() -> Iterator[Finding]:
         for kind, layer, values, name in _layers(weights):
             if kind not in MATRIX_KINDS:
                 continue
-            std = float(ruled.std(kind)[min(layer, len(ruled.std(kind)) - 1)])
+            std = _std(arch, kind, layer, values.shape)
             low, high = (std * sqrt(stats.chi2.ppf(q, values.size) / values.size) for q in (share, 1 - share))
             measured = sqrt(np.mean(np.square(values)))
             if not low <= measured * (1 + 1e-6) or not measured * (1 - 1e-6) <= high:
-                hint = _explained(measured, std, kind, layer, ruled)
+                hint = _explained(measured, std, kind, layer, values.shape, arch)
                 yield Finding(f"standard deviation of {name}", measured, low, high, _topic(kind), hint)
 
     return _worst(failing())
 
 
-def _explained(measured: float, std: float, kind: str, layer: int, arch: Architecture) -> str:
+def _explained(measured: float, std: float, kind: str, layer: int, shape: tuple[int, ...], arch: Architecture) -> str:
     """The known mistake that would give this value, if there is one."""
-    fan_in, fan_out = arch.shape(kind)
-    rule = arch.rule(kind)
-    sizes = {s.d: arch.d_model, s.V: arch.vocab_size, s.N: arch.num_layers, s.layer: layer + 1}
+    if not std:
+        return "declared 0"
+    rows, columns = shape[-2:]
     mistakes = {
-        "fan_in and fan_out swapped": rule.subs({s.fan_in: fan_out, s.fan_out: fan_in}).subs(sizes),
-        "the depth factor is missing": rule.subs({s.fan_in: fan_in, s.fan_out: fan_out, s.N: 1, s.layer: 1}).subs(
-            sizes
-        ),
-        "the layers count as part of the fan-in": rule.subs(
-            {s.fan_in: fan_in * arch.num_layers, s.fan_out: fan_out * arch.num_layers}
-        ).subs(sizes),
-        "a variance where a standard deviation belongs": sp.Float(std**2),
+        "fan_in and fan_out were swapped": _std(arch, kind, layer, (columns, rows)),
+        "the layers counted as inputs": _std(arch, kind, layer, (rows * arch.num_layers, columns * arch.num_layers)),
+        "it were the variance": std**2,
     }
+    if s.N in arch.rule(kind).free_symbols:
+        for factor in (1, 2, 8, 9):  # of N in the depth factors that there are
+            without = arch.rule(kind).subs(s.N, sp.Rational(1, factor))
+            sizes = {s.fan_in: rows, s.fan_out: columns, s.d: arch.d_model, s.V: arch.vocab_size, s.layer: layer + 1}
+            mistakes[f"the factor of {factor} N blocks were missing"] = float(without.subs(sizes))
     cutoff = arch.truncation(kind)
     if cutoff is not None:
-        mistakes["cut off and not corrected for it"] = sp.Float(std * float(truncated_std(cutoff)))
-    for mistake, value in mistakes.items():
-        expected = float(value)
+        mistakes["it were cut off and not corrected for that"] = std * float(truncated_std(cutoff))
+    for mistake, expected in mistakes.items():
         if abs(expected / std - 1) > 0.02 and abs(measured / expected - 1) < 0.02:
-            return f"as if {mistake}" if "where" not in mistake else f"as if it were {mistake}"
-    return f"{measured / std:.3g} times the declared {std:.4g}" if std else "declared 0"
+            return f"as if {mistake}"
+    return f"{measured / std:.3g} times the declared {std:.4g}"
 
 
+@_of_finite
 def zero_mean(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
     """Test of `ZERO_MEAN`, in standard deviations of an entry."""
     weights = drawn(scheme, arch, seed)
-    reach = float(stats.norm.isf(alpha / _count(weights) / 2))
+    share = alpha / _count(weights) / 2
 
     def failing() -> Iterator[Finding]:
         for kind, _, values, name in _layers(weights):
-            std, limit = values.std(), reach / sqrt(values.size)
+            std, limit = values.std(), float(stats.t.isf(share, values.size - 1)) / sqrt(values.size)
             if std and abs(values.mean() / std) > limit:
                 what = f"mean of {name}, in standard deviations"
                 yield Finding(what, float(values.mean() / std), -limit, limit, _topic(kind))
@@ -145,20 +173,22 @@ def zero_mean(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limit
     return next(failing(), None)
 
 
+@_of_finite
 def distribution(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
     """Test of `DISTRIBUTION`: Kolmogorov and Smirnov's distance to the declared law."""
-    weights, ruled = drawn(scheme, arch, seed), scheme.arch(arch)
+    weights = drawn(scheme, arch, seed)
     share = alpha / _count(weights)
 
     def failing() -> Iterator[Finding]:
         for kind, layer, values, name in _layers(weights):
             std = values.std()
-            if scheme.declared is not None and kind in MATRIX_KINDS:
-                std = float(ruled.std(kind)[min(layer, len(ruled.std(kind)) - 1)])
+            known = scheme.declared is not None and kind in MATRIX_KINDS
+            if known:
+                std = _std(arch, kind, layer, values.shape)
             if not std:
                 continue
             law = stats.norm(scale=std)
-            cutoff = ruled.truncation(kind) if scheme.symbolic and kind in MATRIX_KINDS else None
+            cutoff = arch.truncation(kind) if known else None
             if cutoff is not None:
                 law = stats.truncnorm(-cutoff, cutoff, scale=std / float(truncated_std(cutoff)))
             elif scheme.distribution == "uniform":
@@ -172,20 +202,29 @@ def distribution(scheme: Scheme, arch: Architecture, seed: int, alpha: float, li
     return _worst(failing())
 
 
+@_of_finite
 def determined_by_key(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
     """Test of `DETERMINED_BY_KEY`: the largest difference, and the largest correlation of two keys' weights."""
-    weights, again = drawn(scheme, arch, seed), drawn.__wrapped__(scheme, arch, seed)
-    for kind, weight in weights.items():
-        if difference := float(np.max(np.abs(weight - again[kind]))):
-            return Finding(f"difference of {kind} between two draws with one key", difference, 0.0, 0.0, _topic(kind))
-    for kind, weight in weights.items():
-        half = len(weight) // 2 * 2
-        one, other = weight[:half:2].ravel(), weight[1:half:2].ravel()
-        limit = _correlation_limit(len(one), alpha / len(weights))
+    first, again = (
+        jax.make_jaxpr(lambda key: scheme.matrices(scheme.init(key, arch)))(jax.random.key(seed)) for _ in range(2)
+    )
+    same = len(first.consts) == len(again.consts) and all(map(np.array_equal, first.consts, again.consts))
+    if not same or _without_addresses(str(first)) != _without_addresses(str(again)):
+        what = "programs that two calls with one key gave"
+        return Finding(what, 2, -np.inf, 1, "gains", "something beside the key decides: a counter, NumPy's generator")
+    weights = drawn(scheme, arch, seed)
+    for _, _, values, name in _layers(weights):
+        half = len(values) // 2 * 2
+        one, other = values[:half:2].ravel(), values[1:half:2].ravel()
+        limit = _correlation_limit(len(one), alpha / _count(weights))
         if one.any() and abs(found := _correlation(one, other)) > limit:
-            what = f"correlation of {kind} between two keys"
+            what = f"correlation of {name} between two keys"
             return Finding(what, found, -limit, limit, "gains", "the key is not used, or not split")
     return None
+
+
+def _without_addresses(program: str) -> str:
+    return re.sub(r"0x[0-9a-f]+", "", program)
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float:
@@ -195,11 +234,12 @@ def _correlation(one: np.ndarray, other: np.ndarray) -> float:
 def _correlation_limit(count: int, alpha: float) -> float:
     """|r| of two independent Gaussian vectors is above it with probability alpha: sqrt(n-1) r / sqrt(1 - r^2) ~ t."""
     if count < 3:
-        return 1.0
+        return np.inf
     t = float(stats.t.isf(alpha / 2, count - 1))
     return t / sqrt(count - 1 + t * t)
 
 
+@_of_finite
 def independent_matrices(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
     """Test of `INDEPENDENT_MATRICES`: every pair of matrices and layers, as they are and one transposed.
 
@@ -231,35 +271,43 @@ def independent_matrices(scheme: Scheme, arch: Architecture, seed: int, alpha: f
     return None
 
 
+@_of_finite
 def independent_entries(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
     """Test of `INDEPENDENT_ENTRIES`: every pair of rows and every pair of columns, over copies and the other axis."""
     weights = drawn(scheme, arch, seed)
-    share = alpha / (2 * _count(weights))
-    for _kind, _, values, name in _layers(weights):
+    share = alpha / (3 * _count(weights))
+    for _, _, values, name in _layers(weights):
         if not values.any():
             continue
+        if values.shape[1] == values.shape[2] > 1:
+            above = np.triu_indices(values.shape[1], 1)
+            one, other = (part[:, *above].ravel() for part in (values, values.transpose(0, 2, 1)))
+            limit = _correlation_limit(len(one), share)
+            if one.any() and abs(found := _correlation(one, other)) > limit:
+                return Finding(f"correlation of {name} with itself, transposed", found, -limit, limit, "gains")
         for axis, what in ((2, "columns"), (1, "rows")):
-            vectors = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
+            vectors = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)[:_PAIRED]
             if len(vectors) < 2:
                 continue
             limit = _correlation_limit(vectors.shape[1], share / (len(vectors) * (len(vectors) - 1) / 2))
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-300)
-            found = vectors @ vectors.T
-            np.fill_diagonal(found, 0.0)
-            i, j = np.unravel_index(np.argmax(np.abs(found)), found.shape)
-            if abs(found[i, j]) > limit:
+            between = vectors @ vectors.T
+            np.fill_diagonal(between, 0.0)
+            i, j = np.unravel_index(np.argmax(np.abs(between)), between.shape)
+            if abs(between[i, j]) > limit:
                 pair = f"correlation of {what} {min(i, j)} and {max(i, j)} of {name}"
-                return Finding(pair, float(found[i, j]), -limit, limit, "gains", "copies within the matrix do this")
+                return Finding(pair, float(between[i, j]), -limit, limit, "gains", "copies within the matrix do this")
     return None
 
 
+@_of_finite
 def exchangeable(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
     """Test of `EXCHANGEABLE`: a row's share of the squares is Beta distributed, whatever the scale."""
     weights = drawn(scheme, arch, seed)
     share = alpha / (2 * _count(weights))
 
     def failing() -> Iterator[Finding]:
-        for _kind, _, values, name in _layers(weights):
+        for _, _, values, name in _layers(weights):
             squares = np.square(values)
             for axes, what in (((0, 2), "row"), ((0, 1), "column")):
                 own = squares.sum(axis=axes)
@@ -278,18 +326,19 @@ def exchangeable(scheme: Scheme, arch: Architecture, seed: int, alpha: float, li
     return _worst(failing())
 
 
+@_of_finite
 def spectral_norm(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
     """Test of `SPECTRAL_NORM`: Davidson and Szarek's bound, in units of the Gaussian matrix's typical norm."""
-    weights, ruled = drawn(scheme, arch, seed), scheme.arch(arch)
+    weights = drawn(scheme, arch, seed)
     matrices = sum(min(len(weight), _SVDS) * weight.shape[1] for weight in weights.values())
 
     def failing() -> Iterator[Finding]:
         for kind, layer, values, name in _layers(weights):
             known = scheme.declared is not None and kind in MATRIX_KINDS
-            std = float(ruled.std(kind)[min(layer, len(ruled.std(kind)) - 1)]) if known else 1.05 * values.std()
+            std = _std(arch, kind, layer, values.shape) if known else 1.05 * values.std()
             if not std:
                 continue
-            cutoff = ruled.truncation(kind) if known else None
+            cutoff = arch.truncation(kind) if known else None
             tail = Tail(alpha / matrices, 1.0 if cutoff is None else 1 / float(truncated_std(cutoff)))
             rows, columns = values.shape[1:]
             typical = std * gaussian_norm(rows, columns)
@@ -332,6 +381,7 @@ def layouts(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits:
     return _worst(failing())
 
 
+@_of_finite
 def width_scaling(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
     """Test of `WIDTH_SCALING`: fan_in std^2 of a block's matrices, at this width and at four times."""
     from dataclasses import replace
@@ -359,7 +409,8 @@ def width_scaling(scheme: Scheme, arch: Architecture, seed: int, alpha: float, l
 
 def _width_proof(scheme: Scheme, held: dict[str, Any], limits: Limits) -> str | None:
     """The gain of a block's matrices has no d in it, d_ff being a multiple of d."""
-    assert scheme.declared is not None
+    if scheme.declared is None:
+        return None
     d, wide = s.d, sp.Symbol("r", positive=True) * s.d
     fans = dict.fromkeys(("feed_forward.up", "feed_forward.gate"), (d, wide)) | {"feed_forward.down": (wide, d)}
     for kind in (kind for kind in MATRIX_KINDS if "." in kind):

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 
 from theory import Architecture, Initialization
-from theory.initialization import INITIALIZATIONS
 from verify.properties.scheme import Scheme, as_scheme
 
 Outcome = Literal["proven", "tested", "failed", "not applicable"]
@@ -39,6 +38,14 @@ class Limits:
     layouts: tuple[str, ...] = ()
     seconds: float = 20.0
 
+    def __post_init__(self) -> None:
+        for name in ("examples", "networks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        for layout in self.layouts:
+            if layout not in ("stacked", "fused"):
+                raise ValueError(f"layouts: unknown value {layout!r}; choose one of stacked, fused")
+
 
 THOROUGH = Limits(examples=60, networks=20, seconds=300.0)
 
@@ -62,11 +69,18 @@ class Finding:
         return f"{self.what}: measured {self.measured:.4g}, allowed {allowed}" + (f"; {self.hint}" if self.hint else "")
 
 
+class NotApplicable(Exception):
+    """A test has nothing to say about this scheme, and why."""
+
+
 class Violation(AssertionError):
     """A property does not hold: the smallest architecture found, and what fails there."""
 
-    def __init__(self, name: str, scheme: Scheme, arch: Architecture, key: int, finding: Finding) -> None:
+    def __init__(
+        self, name: str, scheme: Scheme, arch: Architecture, key: int, finding: Finding, limits: Limits
+    ) -> None:
         self.property, self.scheme, self.arch, self.seed, self.finding = name, scheme, arch, key, finding
+        self.limits = limits
         super().__init__(self.text())
 
     def text(self) -> str:
@@ -82,15 +96,20 @@ class Violation(AssertionError):
         )
 
     def line(self) -> str:
-        """Python that fails in the same way; `scheme` stands for an object that has no name to load it by."""
-        name, law = self.scheme.name, self.scheme.distribution
-        shown = repr(name) if name in INITIALIZATIONS or ":" in name else "scheme"
+        """Python that fails in the same way; `scheme` and `rule` stand for objects without a name to load them by."""
+        shown, law = self.scheme.reference, self.scheme.distribution
         if not self.scheme.symbolic:
             shown += f", declared={self.scheme.declared_as}" if self.scheme.declared_as else ""
             shown += f", distribution={law!r}" if law else ""
+        changed = [
+            f"{field.name}={getattr(self.limits, field.name)!r}"
+            for field in fields(self.limits)
+            if getattr(self.limits, field.name) != field.default
+        ]
+        limits = f", limits=Limits({', '.join(changed)})" if changed else ""
         return (
-            f"from theory import Architecture; from verify.properties import {self.property}; "
-            f"{self.property}({shown}, arch={self.described()}, seed={self.seed})"
+            f"from theory import Architecture; from verify.properties import Limits, {self.property}; "
+            f"{self.property}({shown}, arch={self.described()}, seed={self.seed}{limits})"
         )
 
     def described(self) -> str:
@@ -153,16 +172,25 @@ class Property:
         Raises Violation, and ValueError for a scheme of no known form.
         """
         made = as_scheme(scheme, declared, distribution)
-        if arch is None:
-            result = self.search(made, limits, seed or 0, **fields)
-            if result.violation is not None:
-                raise result.violation
-            return result
-        arch = made.arch(arch)
-        finding = self.test(made, arch, seed or 0, self.alpha(limits), limits)
-        if finding is not None:
-            raise Violation(self.name, made, arch, seed or 0, finding)
-        return Result(self.name, "tested", 1)
+        result = (
+            self.search(made, limits, seed or 0, **fields) if arch is None else self.at(made, arch, seed or 0, limits)
+        )
+        if result.violation is not None:
+            raise result.violation
+        return result
+
+    def at(self, scheme: Scheme, arch: Architecture, seed: int, limits: Limits) -> Result:
+        """Test at one architecture and seed, with what the scheme decides put in."""
+        if reason := self.applies(scheme, limits):
+            return Result(self.name, "not applicable", reason=reason)
+        arch = scheme.arch(arch)
+        try:
+            finding = self.test(scheme, arch, seed, self.alpha(limits), limits)
+        except NotApplicable as reason:
+            return Result(self.name, "not applicable", reason=str(reason))
+        if finding is None:
+            return Result(self.name, "tested", 1)
+        return Result(self.name, "failed", 1, violation=Violation(self.name, scheme, arch, seed, finding, limits))
 
     def alpha(self, limits: Limits) -> float:
         """An example's share of the probability of a false alarm."""
@@ -174,13 +202,14 @@ class Property:
 
     def search(self, scheme: Scheme, limits: Limits, first_seed: int = 0, **held: Any) -> Result:
         """Draw architectures until one violates the property; then look for a smaller one, as long as limits say."""
+        for name in held:
+            if name in scheme.fields:
+                raise ValueError(f"{name}: decided by the scheme {scheme.name}; hold other fields")
         if reason := self.applies(scheme, limits):
             return Result(self.name, "not applicable", reason=reason)
         proof = self.prove(scheme, held, limits) if scheme.symbolic else None
         if isinstance(proof, Architecture):
-            finding = self.test(scheme, proof, first_seed, self.alpha(limits), limits)
-            assert finding is not None
-            return Result(self.name, "failed", 1, violation=Violation(self.name, scheme, proof, first_seed, finding))
+            return self.at(scheme, proof, first_seed, limits)
         known: dict[tuple[Architecture, int], Finding | None] = {}
         deadline = time.monotonic() + limits.seconds
         failed = False
@@ -196,22 +225,31 @@ class Property:
             print_blob=False,
         )
         @given(self.architectures(scheme, held), st.integers(0, 2**16))
-        def explore(arch: Architecture, key: int) -> None:
+        def explore(drawn: Architecture, key: int) -> None:
             nonlocal failed, deadline
-            at = (arch, key)
-            if at not in known:
+            arch = scheme.arch(drawn)
+            if (arch, key) not in known:
                 if failed and time.monotonic() > deadline:
                     reject()
-                known[at] = self.test(scheme, arch, key, self.alpha(limits), limits)
-            if (finding := known[at]) is not None:
+                try:
+                    known[arch, key] = self.test(scheme, arch, key, self.alpha(limits), limits)
+                except NotApplicable:
+                    raise
+                except Exception:
+                    failed, deadline = True, 0.0  # nothing smaller is looked for
+                    raise
+            if (finding := known[arch, key]) is not None:
                 if not failed:
                     failed, deadline = True, time.monotonic() + limits.seconds
-                raise Violation(self.name, scheme, arch, key, finding)
+                raise Violation(self.name, scheme, arch, key, finding, limits)
 
         try:
             explore()
         except Violation as violation:
             return Result(self.name, "failed", len(known), violation=violation)
+        except NotApplicable as reason:
+            return Result(self.name, "not applicable", reason=str(reason))
         except Unsatisfiable as error:
+            Architecture(**{name: value for name, value in held.items() if not isinstance(value, list)})
             raise ValueError(f"{self.name}: no architecture fits {held}; hold fewer fields") from error
         return Result(self.name, "tested" if proof is None else "proven", len(known), proof or "")

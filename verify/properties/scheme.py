@@ -2,7 +2,8 @@
 
 Forms: a name or an `Initialization` (symbolic: what is proven is what is drawn), an `Embedding` or a `Block`; a
 callable of JAX's initializer form `(key, shape, dtype)`, for every kind of matrix or one per kind; a `Model` of the
-user's own. A function of the architecture that returns one of these, or of nothing, stands for what it returns.
+user's own. A function of the architecture, or of nothing, stands for what it returns; small architectures are among
+those it is called with.
 """
 
 import importlib
@@ -31,10 +32,10 @@ class Model:
     """A user's own model.
 
     init(key, arch): its parameters, any pytree of arrays. loss(params, tokens, arch): a scalar, mean cross-entropy in
-    nats per predicted token of int[batch, seq_len + 1]. Both may leave `arch` out; then hold its fields, so that the
-    tokens fit. matrices(params): weights by kind (`theory.initialization.MATRIX_KINDS` or names of one's own), each
-    [layers, fan_in, fan_out] or [rows, columns]; None: every leaf of two or three axes, by its path. Where init gives a
-    `models.Transformer`, loss and matrices are known.
+    nats per predicted token of int[batch, seq_len + 1]. Both may leave `arch` out; then hold its fields, so that tokens
+    and declared rule fit. matrices(params): weights by kind (`theory.initialization.MATRIX_KINDS` or names of one's
+    own), each [layers, fan_in, fan_out] or [rows, columns]; None: every leaf of two or three axes that is not constant,
+    by its path. Where init gives a `models.Transformer`, loss and matrices are known.
     """
 
     init: Callable[..., Any]
@@ -48,7 +49,8 @@ class Scheme:
 
     declared: the rule that its matrices are held to, None: none; declared_as: as its author wrote it. distribution:
     that of the entries, one of DISTRIBUTIONS; None: unknown, but no heavier-tailed than a Gaussian. fields: of
-    `Architecture` that the scheme itself decides. symbolic: the rule is what is drawn, so that what is proven of it
+    `Architecture` that the scheme itself decides. reference: Python for it; "scheme" for an object without a name to
+    load it by. symbolic: the rule is what is drawn, so that what is proven of it
     holds for all sizes. initializers: by kind, of an architecture, where it has JAX's form. ours: whether its
     parameters are `models.Transformer`'s, so that stream and gradient can be measured at every place.
     """
@@ -60,6 +62,7 @@ class Scheme:
     declared: Initialization | None
     distribution: str | None
     declared_as: str = ""
+    reference: str = "scheme"
     fields: Mapping[str, Any] = field(default_factory=dict)
     symbolic: bool = False
     initializers: Callable[[Architecture], Mapping[str, Initializer]] | None = None
@@ -81,6 +84,7 @@ def as_scheme(
     """
     if isinstance(given, Scheme):
         return given
+    reference = repr(given) if isinstance(given, str) else "scheme"
     if distribution is not None and distribution not in DISTRIBUTIONS:
         raise ValueError(f"distribution: unknown value {distribution!r}; choose one of {', '.join(DISTRIBUTIONS)}")
     if isinstance(given, str):
@@ -88,21 +92,23 @@ def as_scheme(
         given = _imported(given) if ":" in given else initialization(given)
     name = name or str(getattr(given, "name", getattr(given, "__name__", type(given).__name__)))
     if isinstance(given, Initialization | Embedding | Block):
-        return _symbolic(given, name, declared, distribution)
+        return replace(_symbolic(given, name, declared, distribution), reference=reference)
     rule = None if declared is None else _rule(declared)
     written = "" if declared is None else repr(declared) if isinstance(declared, str) else "rule"
     form, resolve = _form(given, name)
     if form == "model":
-        return replace(_own_model(resolve, name, rule, distribution), declared_as=written)
+        return replace(_own_model(resolve, name, rule, distribution), declared_as=written, reference=reference)
     if form == "symbolic":
-        return _symbolic(resolve(_ANY), name, declared, distribution)
+        return replace(_symbolic(resolve(_ANY), name, declared, distribution), reference=reference)
 
     def by_kind(arch: Architecture) -> Mapping[str, Initializer]:
         return _per_kind(resolve(arch), name)
 
     by_kind(_ANY)
     init = partial(_assembled, by_kind)
-    return Scheme(name, init, _our_loss, _our_matrices, rule, distribution, written, initializers=by_kind)
+    return Scheme(
+        name, init, _our_loss, _our_matrices, rule, distribution, written, reference, initializers=by_kind
+    )  # fmt: skip
 
 
 # has every kind of matrix
@@ -145,6 +151,8 @@ def _symbolic(
 
 def _form(given: object, name: str) -> tuple[str, Callable[[Architecture], Any]]:
     """Whether it is an initializer, one by kind, a model or symbolic, and what gives it for an architecture."""
+    if isinstance(given, str):
+        return _form(initialization(given), name)
     if isinstance(given, Model):
         return "model", lambda arch: given
     if isinstance(given, Initialization | Embedding | Block):
@@ -156,19 +164,35 @@ def _form(given: object, name: str) -> tuple[str, Callable[[Architecture], Any]]
             f"scheme: {name} is a {type(given).__name__}; expected a name, an Initialization, Embedding or Block, an "
             "initializer (key, shape, dtype), a mapping of them by kind, a Model, or a function of arch that gives one"
         )
-    needed = [
-        parameter.name
-        for parameter in inspect.signature(given).parameters.values()
-        if parameter.default is parameter.empty
-        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-    ]
-    if len(needed) in (2, 3):
+    needed = _required(given)
+    if _takes(given, 3) and len(needed) >= 2:
         return "initializers", lambda arch: given
-    if len(needed) > 3:
+    if len(needed) > 1:
         raise ValueError(f"scheme: {name} needs {', '.join(needed)}; expected (key, shape, dtype), (arch) or nothing")
     made = (lambda arch: given(arch)) if needed else (lambda arch: given())
     form, _ = _form(made(_ANY), name)
+    if form == "symbolic" and needed:
+        raise ValueError(f"scheme: {name} gives a symbolic scheme, whose symbols stand for the sizes; give that itself")
     return form, lambda arch: _form(made(arch), name)[1](arch)
+
+
+def _required(function: Callable[..., Any]) -> list[str]:
+    """Its positional parameters without a default."""
+    return [
+        parameter.name
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+
+
+def _takes(function: Callable[..., Any], count: int) -> bool:
+    """Whether it can be called with so many positional arguments."""
+    try:
+        inspect.signature(function).bind(*range(count))
+    except TypeError:
+        return False
+    return True
 
 
 def _per_kind(given: object, name: str) -> Mapping[str, Initializer]:
@@ -179,6 +203,9 @@ def _per_kind(given: object, name: str) -> Mapping[str, Initializer]:
             raise ValueError(
                 f"scheme: {name}: unknown matrix kind {kind!r}; choose one of default, {', '.join(MATRIX_KINDS)}"
             )
+    for kind, initializer in given.items():
+        if not (callable(initializer) and _takes(initializer, 3)):
+            raise ValueError(f"scheme: {name}: {kind} must be an initializer (key, shape, dtype), got {initializer!r}")
     missing = [kind for kind in MATRIX_KINDS if kind not in given]
     if missing and "default" not in given:
         raise ValueError(f"scheme: {name}: no initializer for {', '.join(missing)}; give one as 'default'")
@@ -220,6 +247,11 @@ def _own_model(
 
     def matrices(params: Any) -> dict[str, Any]:
         found = _leaves(params) if model.matrices is None else model.matrices(params)
+        if not found:
+            raise ValueError(f"scheme: {name} has no weights of two or three axes; name them with matrices=")
+        for kind, weight in found.items():
+            if jnp.ndim(weight) not in (2, 3):
+                raise ValueError(f"scheme: {name}: {kind} has shape {weight.shape}; expected two or three axes")
         return {kind: weight if jnp.ndim(weight) == 3 else weight[None] for kind, weight in found.items()}
 
     model = resolve(_ANY)
@@ -230,11 +262,14 @@ def _own_model(
 
 
 def _called(function: Callable[..., Any], arguments: tuple[Any, ...], arch: Architecture) -> Any:
-    """With the architecture as one more argument, if it takes one."""
-    takes = len(inspect.signature(function).parameters) > len(arguments)
-    return function(*arguments, arch) if takes else function(*arguments)
+    """With the architecture as one more argument, if it needs one."""
+    return function(*arguments, arch) if len(_required(function)) > len(arguments) else function(*arguments)
 
 
 def _leaves(params: Any) -> dict[str, Any]:
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves if jnp.ndim(leaf) in (2, 3)}
+    return {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in leaves
+        if jnp.ndim(leaf) in (2, 3) and jnp.issubdtype(leaf.dtype, jnp.floating)
+    }
