@@ -328,7 +328,7 @@ class Check:
     thorough: bool = False
     """minutes instead of one: more architectures, a longer search for the smallest"""
     seed: int = 0
-    """of the search: the same one gives the same answer"""
+    """of the search: the same one draws the same architectures and keys"""
     out: Path | None = None
     """file for the report, in Markdown"""
 

@@ -193,9 +193,10 @@ def distribution(scheme: Scheme, arch: Architecture, seed: int, alpha: float, li
                 law = stats.truncnorm(-cutoff, cutoff, scale=std / float(truncated_std(cutoff)))
             elif scheme.distribution == "uniform":
                 law = stats.uniform(-sqrt(3) * std, 2 * sqrt(3) * std)
-            found = stats.kstest(values.ravel(), law.cdf)
+            some = values.ravel()[: 2 * ENTRIES]
+            found = stats.kstest(some, law.cdf)
             if found.pvalue < share:
-                limit = float(stats.kstwo.isf(share, values.size))
+                limit = float(stats.kstwo.isf(share, some.size))
                 what = f"distance of {name} from the declared {scheme.distribution} law"
                 yield Finding(what, float(found.statistic), -np.inf, limit, _topic(kind))
 
@@ -239,35 +240,38 @@ def _correlation_limit(count: int, alpha: float) -> float:
     return t / sqrt(count - 1 + t * t)
 
 
+def _largest(correlations: np.ndarray) -> tuple[int, int, float]:
+    """Of two different ones: their places in order, and its value."""
+    np.fill_diagonal(correlations, 0.0)
+    i, j = np.unravel_index(np.argmax(np.abs(correlations)), correlations.shape)
+    return int(min(i, j)), int(max(i, j)), float(correlations[i, j])
+
+
 @_of_finite
 def independent_matrices(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
     """Test of `INDEPENDENT_MATRICES`: every pair of matrices and layers, as they are and one transposed.
 
     Their first entries, because a counter-based generator gives two shapes with one key the same first numbers.
     """
-    drawn_layers = [
-        (kind, values, name) for kind, _, values, name in _layers(drawn(scheme, arch, seed)) if values.any()
-    ]
-    if len(drawn_layers) < 2:
+    found_layers = [(values, name) for _, _, values, name in _layers(drawn(scheme, arch, seed)) if values.any()]
+    if len(found_layers) < 2:
         return None
-    count = min(values[0].size for _, values, _ in drawn_layers)
-    names = [name for _, _, name in drawn_layers]
+    count = min(values[0].size for values, _ in found_layers)
+    names = [name for _, name in found_layers]
 
     def unit(rows: list[np.ndarray]) -> np.ndarray:
         stacked = np.stack([row.reshape(len(row), -1)[:, :count].ravel() for row in rows])
         return stacked / np.maximum(np.linalg.norm(stacked, axis=1, keepdims=True), 1e-300)
 
-    plain = unit([values for _, values, _ in drawn_layers])
-    turned = unit([values.transpose(0, 2, 1) for _, values, _ in drawn_layers])
+    plain = unit([values for values, _ in found_layers])
+    turned = unit([values.transpose(0, 2, 1) for values, _ in found_layers])
     pairs = len(names) * (len(names) - 1)
     limit = _correlation_limit(plain.shape[1], alpha / (2 * pairs))
     for other, how in ((plain, ""), (turned, ", transposed")):
-        found = plain @ other.T
-        np.fill_diagonal(found, 0.0)
-        i, j = np.unravel_index(np.argmax(np.abs(found)), found.shape)
-        if abs(found[i, j]) > limit:
-            what = f"correlation of {names[min(i, j)]} with {names[max(i, j)]}{how}"
-            return Finding(what, float(found[i, j]), -limit, limit, "gains", "a key that is used twice does this")
+        i, j, found = _largest(plain @ other.T)
+        if abs(found) > limit:
+            what = f"correlation of {names[i]} with {names[j]}{how}"
+            return Finding(what, found, -limit, limit, "gains", "a key that is used twice does this")
     return None
 
 
@@ -291,12 +295,10 @@ def independent_entries(scheme: Scheme, arch: Architecture, seed: int, alpha: fl
                 continue
             limit = _correlation_limit(vectors.shape[1], share / (len(vectors) * (len(vectors) - 1) / 2))
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-300)
-            between = vectors @ vectors.T
-            np.fill_diagonal(between, 0.0)
-            i, j = np.unravel_index(np.argmax(np.abs(between)), between.shape)
-            if abs(between[i, j]) > limit:
-                pair = f"correlation of {what} {min(i, j)} and {max(i, j)} of {name}"
-                return Finding(pair, float(between[i, j]), -limit, limit, "gains", "copies within the matrix do this")
+            i, j, found = _largest(vectors @ vectors.T)
+            if abs(found) > limit:
+                pair = f"correlation of {what} {i} and {j} of {name}"
+                return Finding(pair, found, -limit, limit, "gains", "copies within the matrix do this")
     return None
 
 
