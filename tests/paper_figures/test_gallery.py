@@ -186,8 +186,8 @@ def test_values_that_are_not_finite_stay(tmp_path):
 
 def test_recompute_trains_what_is_missing_and_takes_the_verdicts_along(tmp_path, monkeypatch, capsys):
     trained = []
-    monkeypatch.setattr(gallery, "train", lambda runs, *_: trained.extend(runs) or 0)
-    monkeypatch.setattr(gallery, "print_time", lambda *_: None)
+    monkeypatch.setattr("verify.claims.evidence.train", lambda runs, *_: trained.extend(runs) or 0)
+    monkeypatch.setattr("verify.claims.evidence.print_time", lambda *_: None)
     monkeypatch.setattr(gallery, "Evidence", Made)
     verdict = {
         "claim": "SNM-8", "outcome": "refuted", "effect": "spikes", "value": 1.0, "low": None, "high": 2.0,

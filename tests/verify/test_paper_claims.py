@@ -382,8 +382,8 @@ def test_the_command_trains_once_and_judges(tmp_path, capsys):
 
 
 def test_verdicts_of_other_claims_stay(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command, "train", lambda *_: 0)
-    monkeypatch.setattr(command, "print_time", lambda *_: None)
+    monkeypatch.setattr("verify.claims.evidence.train", lambda *_: 0)
+    monkeypatch.setattr("verify.claims.evidence.print_time", lambda *_: None)
     monkeypatch.setattr(command, "Evidence", lambda *_: Made(lambda **labels: {}))
     file = tmp_path / "verdicts.json"
 
