@@ -10,7 +10,7 @@ Nothing here imports JAX before a scheme is asked for, since pytest loads it at 
 """
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +66,9 @@ class SchemeProperty:
 
     def __call__(self) -> None:
         __tracebackhide__ = True
-        from verify.properties import PROPERTIES
+        from verify.properties.check import PROPERTIES, share_of
 
-        share = replace(self.limits, false_alarms=self.limits.false_alarms / len(PROPERTIES))
-        result = PROPERTIES[self.name].search(self.scheme, share, **self.fields)
+        result = PROPERTIES[self.name].search(self.scheme, share_of(self.limits), **self.fields)
         if result.violation is not None:
             pytest.fail(result.violation.text(), pytrace=False)
         if result.outcome == "not applicable":

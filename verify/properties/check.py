@@ -79,6 +79,11 @@ def held(pairs: Iterable[str]) -> dict[str, Any]:
     return fields
 
 
+def share_of(limits: Limits) -> Limits:
+    """The limits of one property, where all share the probability of a false alarm."""
+    return replace(limits, false_alarms=limits.false_alarms / len(PROPERTIES))
+
+
 def check(
     scheme: object,
     declared: str | Initialization | None = None,
@@ -101,7 +106,7 @@ def check(
         if name not in PROPERTIES:
             raise ValueError(f"property: unknown name {name!r}; choose from {', '.join(PROPERTIES)}")
     made = as_scheme(scheme, declared, distribution)
-    share = replace(limits, false_alarms=limits.false_alarms / len(PROPERTIES))
+    share = share_of(limits)
     chosen = [p for p in PROPERTIES.values() if p.name not in skip and (not only or p.name in only)]
 
     def searched(group: Iterable[Property]) -> list[Result]:

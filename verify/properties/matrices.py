@@ -73,10 +73,13 @@ def _count(weights: dict[str, np.ndarray]) -> int:
     return sum(weight.shape[1] for weight in weights.values())
 
 
-def _std(arch: Architecture, kind: str, layer: int, shape: tuple[int, ...]) -> float:
-    """What the architecture's rule says of a matrix of that kind and shape in that layer, counted from 0."""
+def _std(arch: Architecture, kind: str, layer: int, shape: tuple[int, ...], blocks: sp.Rational | None = None) -> float:
+    """What the architecture's rule says of a matrix of that kind and shape in that layer, counted from 0.
+
+    blocks: N, if not the architecture's.
+    """
     sizes = dict(zip((s.fan_in, s.fan_out), shape[-2:], strict=True))
-    sizes |= {s.d: arch.d_model, s.V: arch.vocab_size, s.N: arch.num_layers, s.layer: layer + 1}
+    sizes |= {s.d: arch.d_model, s.V: arch.vocab_size, s.N: blocks or arch.num_layers, s.layer: layer + 1}
     return float(arch.rule(kind).subs(sizes))
 
 
@@ -113,7 +116,7 @@ def _worst(findings: Iterator[Finding]) -> Finding | None:
 
 @_of_finite
 def declared_std(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
-    """Test of `DECLARED_STD`."""
+    """Test of `declared_std`."""
     weights = drawn(scheme, arch, seed)
     share = alpha / _count(weights) / 2
     if not set(weights) & set(MATRIX_KINDS):
@@ -145,9 +148,8 @@ def _explained(measured: float, std: float, kind: str, layer: int, shape: tuple[
     }
     if s.N in arch.rule(kind).free_symbols:
         for factor in (1, 2, 8, 9):  # of N in the depth factors that there are
-            without = arch.rule(kind).subs(s.N, sp.Rational(1, factor))
-            sizes = {s.fan_in: rows, s.fan_out: columns, s.d: arch.d_model, s.V: arch.vocab_size, s.layer: layer + 1}
-            mistakes[f"the factor of {factor} N blocks were missing"] = float(without.subs(sizes))
+            without = _std(arch, kind, layer, shape, sp.Rational(1, factor))
+            mistakes[f"the factor of {factor} N blocks were missing"] = without
     cutoff = arch.truncation(kind)
     if cutoff is not None:
         mistakes["it were cut off and not corrected for that"] = std * float(truncated_std(cutoff))
@@ -159,7 +161,7 @@ def _explained(measured: float, std: float, kind: str, layer: int, shape: tuple[
 
 @_of_finite
 def zero_mean(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
-    """Test of `ZERO_MEAN`, in standard deviations of an entry."""
+    """Test of `zero_mean`, in standard deviations of an entry."""
     weights = drawn(scheme, arch, seed)
     share = alpha / _count(weights) / 2
 
@@ -175,7 +177,7 @@ def zero_mean(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limit
 
 @_of_finite
 def distribution(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
-    """Test of `DISTRIBUTION`: Kolmogorov and Smirnov's distance to the declared law."""
+    """Test of `distribution`: Kolmogorov and Smirnov's distance to the declared law."""
     weights = drawn(scheme, arch, seed)
     share = alpha / _count(weights)
 
@@ -205,7 +207,7 @@ def distribution(scheme: Scheme, arch: Architecture, seed: int, alpha: float, li
 
 @_of_finite
 def determined_by_key(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
-    """Test of `DETERMINED_BY_KEY`: the largest difference, and the largest correlation of two keys' weights."""
+    """Test of `determined_by_key`: the program of two calls, and the correlation of two keys' weights."""
     first, again = (
         jax.make_jaxpr(lambda key: scheme.matrices(scheme.init(key, arch)))(jax.random.key(seed)) for _ in range(2)
     )
@@ -240,8 +242,10 @@ def _correlation_limit(count: int, alpha: float) -> float:
     return t / sqrt(count - 1 + t * t)
 
 
-def _largest(correlations: np.ndarray) -> tuple[int, int, float]:
-    """Of two different ones: their places in order, and its value."""
+def _largest_correlation(vectors: np.ndarray, others: np.ndarray) -> tuple[int, int, float]:
+    """Of a row of one with a different row of the other: their places in order, and its value."""
+    one, other = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300) for rows in (vectors, others))
+    correlations = one @ other.T
     np.fill_diagonal(correlations, 0.0)
     i, j = np.unravel_index(np.argmax(np.abs(correlations)), correlations.shape)
     return int(min(i, j)), int(max(i, j)), float(correlations[i, j])
@@ -249,7 +253,7 @@ def _largest(correlations: np.ndarray) -> tuple[int, int, float]:
 
 @_of_finite
 def independent_matrices(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
-    """Test of `INDEPENDENT_MATRICES`: every pair of matrices and layers, as they are and one transposed.
+    """Test of `independent_matrices`: every pair of matrices and layers, as they are and one transposed.
 
     Their first entries, because a counter-based generator gives two shapes with one key the same first numbers.
     """
@@ -259,16 +263,15 @@ def independent_matrices(scheme: Scheme, arch: Architecture, seed: int, alpha: f
     count = min(values[0].size for values, _ in found_layers)
     names = [name for _, name in found_layers]
 
-    def unit(rows: list[np.ndarray]) -> np.ndarray:
-        stacked = np.stack([row.reshape(len(row), -1)[:, :count].ravel() for row in rows])
-        return stacked / np.maximum(np.linalg.norm(stacked, axis=1, keepdims=True), 1e-300)
+    def stacked(layers: list[np.ndarray]) -> np.ndarray:
+        return np.stack([layer.reshape(len(layer), -1)[:, :count].ravel() for layer in layers])
 
-    plain = unit([values for values, _ in found_layers])
-    turned = unit([values.transpose(0, 2, 1) for values, _ in found_layers])
+    plain = stacked([values for values, _ in found_layers])
+    turned = stacked([values.transpose(0, 2, 1) for values, _ in found_layers])
     pairs = len(names) * (len(names) - 1)
     limit = _correlation_limit(plain.shape[1], alpha / (2 * pairs))
     for other, how in ((plain, ""), (turned, ", transposed")):
-        i, j, found = _largest(plain @ other.T)
+        i, j, found = _largest_correlation(plain, other)
         if abs(found) > limit:
             what = f"correlation of {names[i]} with {names[j]}{how}"
             return Finding(what, found, -limit, limit, "gains", "a key that is used twice does this")
@@ -277,7 +280,7 @@ def independent_matrices(scheme: Scheme, arch: Architecture, seed: int, alpha: f
 
 @_of_finite
 def independent_entries(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
-    """Test of `INDEPENDENT_ENTRIES`: every pair of rows and every pair of columns, over copies and the other axis."""
+    """Test of `independent_entries`: every pair of rows and every pair of columns, over copies and the other axis."""
     weights = drawn(scheme, arch, seed)
     share = alpha / (3 * _count(weights))
     for _, _, values, name in _layers(weights):
@@ -294,8 +297,7 @@ def independent_entries(scheme: Scheme, arch: Architecture, seed: int, alpha: fl
             if len(vectors) < 2:
                 continue
             limit = _correlation_limit(vectors.shape[1], share / (len(vectors) * (len(vectors) - 1) / 2))
-            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-300)
-            i, j, found = _largest(vectors @ vectors.T)
+            i, j, found = _largest_correlation(vectors, vectors)
             if abs(found) > limit:
                 pair = f"correlation of {what} {i} and {j} of {name}"
                 return Finding(pair, found, -limit, limit, "gains", "copies within the matrix do this")
@@ -304,7 +306,7 @@ def independent_entries(scheme: Scheme, arch: Architecture, seed: int, alpha: fl
 
 @_of_finite
 def exchangeable(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
-    """Test of `EXCHANGEABLE`: a row's share of the squares is Beta distributed, whatever the scale."""
+    """Test of `exchangeable`: a row's share of the squares is Beta distributed, whatever the scale."""
     weights = drawn(scheme, arch, seed)
     share = alpha / (2 * _count(weights))
 
@@ -330,7 +332,7 @@ def exchangeable(scheme: Scheme, arch: Architecture, seed: int, alpha: float, li
 
 @_of_finite
 def spectral_norm(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
-    """Test of `SPECTRAL_NORM`: Davidson and Szarek's bound, in units of the Gaussian matrix's typical norm."""
+    """Test of `spectral_norm`: Davidson and Szarek's bound, in units of the Gaussian matrix's typical norm."""
     weights = drawn(scheme, arch, seed)
     matrices = sum(min(len(weight), _SVDS) * weight.shape[1] for weight in weights.values())
 
@@ -354,7 +356,7 @@ def spectral_norm(scheme: Scheme, arch: Architecture, seed: int, alpha: float, l
 
 
 def layouts(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
-    """Test of `LAYOUTS`: the standard deviation of a stacked or fused draw against that of one matrix at a time."""
+    """Test of `layouts`: the standard deviation of a stacked or fused draw against that of one matrix at a time."""
     assert scheme.initializers is not None
     made, share = scheme.initializers(arch), alpha / (2 * len(MATRIX_KINDS) * max(len(limits.layouts), 1))
     parts = 3
@@ -385,7 +387,7 @@ def layouts(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits:
 
 @_of_finite
 def width_scaling(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
-    """Test of `WIDTH_SCALING`: fan_in std^2 of a block's matrices, at this width and at four times."""
+    """Test of `width_scaling`: fan_in std^2 of a block's matrices, at this width and at four times."""
     from dataclasses import replace
 
     wide = replace(arch, d_model=4 * arch.d_model, d_ff=4 * arch.ff_width)

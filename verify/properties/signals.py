@@ -79,7 +79,7 @@ def ruled(scheme: Scheme, arch: Architecture, seed: int) -> Architecture:
 
 
 def finite(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
-    """Test of `FINITE`: the number of entries that are not, of loss and gradients, dtype by dtype."""
+    """Test of `finite`: the number of entries that are not, of loss and gradients, dtype by dtype."""
     key, of_tokens = jax.random.split(jax.random.key(seed))
     tokens = jax.random.randint(of_tokens, (BATCH, arch.seq_len + 1), 0, arch.vocab_size)
     lost = jax.device_get(_not_finite(key, tokens, scheme, arch, limits.dtypes))
@@ -105,7 +105,7 @@ def _not_finite(key: Any, tokens: Any, scheme: Scheme, arch: Architecture, dtype
 
 
 def stream_band(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
-    """Test of `STREAM_BAND`."""
+    """Test of `stream_band`."""
     stds = np.sqrt(np.square(_measured(scheme, arch, seed).shortcut_std).mean(axis=0))
     ratio, limit = float(stds.max() / stds.min()), limits.std_ratio
     low, high = int(stds.argmin()), int(stds.argmax())
@@ -116,7 +116,7 @@ def stream_band(scheme: Scheme, arch: Architecture, seed: int, alpha: float, lim
 
 
 def amplification(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
-    """Test of `AMPLIFICATION`: geometric mean over seeds."""
+    """Test of `amplification`: geometric mean over seeds."""
     found = float(np.exp(np.log(_measured(scheme, arch, seed).amplification).mean()))
     if found <= limits.amplification:
         return None
@@ -126,7 +126,7 @@ def amplification(scheme: Scheme, arch: Architecture, seed: int, alpha: float, l
 
 
 def growth_exponent(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
-    """Test of `GROWTH_EXPONENT`: derived where there is a rule, else the slope from this depth to four times it."""
+    """Test of `growth_exponent`: derived where there is a rule, else the slope from this depth to four times it."""
     derived = growth(ruled(scheme, arch, seed))
     if (scheme.symbolic or scheme.declared is not None) and derived.kind != "not derived":
         exponent, highest = _exponent(derived), limits.growth_exponent
@@ -148,7 +148,7 @@ def _exponent(derived: Growth) -> float:
 
 
 def two_requirements(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
-    """Test of `TWO_REQUIREMENTS`: the paper's, at this size."""
+    """Test of `two_requirements`: the paper's, at this size."""
     at = ruled(scheme, arch, seed)
     found = requirements(at.initialization, at.embedding, at.num_layers, at.d_model, at.vocab_size)
     if not found.large_shortcut:
@@ -162,7 +162,7 @@ def two_requirements(scheme: Scheme, arch: Architecture, seed: int, alpha: float
 
 
 def predicted(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
-    """Test of `PREDICTED`: stream and gradient at every place, over what sampling and `predict` itself leave open."""
+    """Test of `predicted`: stream and gradient at every place, over what sampling and `predict` itself leave open."""
     expected, found = _predicted(scheme, arch, seed), _measured(scheme, arch, seed)
 
     def failing() -> Iterator[tuple[float, Finding]]:

@@ -108,9 +108,8 @@ def tables(params: Transformer) -> tuple[str, ...]:
 
 
 def matrices(params: Transformer) -> dict[str, Float[Array, "layers fan_in fan_out"]]:
-    """Every weight matrix by kind, stacked; tables and head as one layer."""
-    head = {} if params.head is None else {"head": params.head.weight[None]}
-    return params.blocks.matrices | {"embedding": params.embedding[None]} | head
+    """Every weight matrix that is recorded: all but learned positions."""
+    return {kind: weight for kind, weight in params.matrices.items() if kind != "position"}
 
 
 def singular_vectors(params: Transformer, iterations: int = 10) -> dict[str, Float[Array, "layers fan_out"]]:
