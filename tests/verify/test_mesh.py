@@ -36,11 +36,17 @@ TIED = Run(Architecture(num_layers=1, d_model=8, num_heads=2, seq_len=8, vocab_s
 
 @pytest.mark.parametrize(("run", "shape"), [(RUN, (2, 2, 2)), (TIED, (4, 1, 2))])
 def test_the_loss_is_that_of_one_device(run, shape):
-    """Within 1e-5, and 20 steps of all that is recorded to its rounding; 257 words are cut by nothing."""
+    """All that is recorded to its rounding, at every step; 257 words are cut by nothing.
+
+    But not what the offset of the keys moves: the softmax takes it away, its gradient is all rounding, and AdamW makes
+    whole steps of that. Its effect is compared before the first update, and in `TIED`, which has no such offset.
+    """
     alone, spread = train(run), train_lanes([run], mesh=MeshShape(*shape).mesh())[0]
     np.testing.assert_allclose(spread["loss"], alone["loss"], atol=1e-5)
     for name in alone:
-        np.testing.assert_allclose(spread[name][:20], alone[name][:20], rtol=2e-4, atol=1e-7, err_msg=name)
+        drifts = run.arch.bias and name in ("key_norm", "largest_attention_logit")
+        compared = slice(1 if drifts else None)
+        np.testing.assert_allclose(spread[name][compared], alone[name][compared], rtol=1e-5, atol=1e-7, err_msg=name)
     assert spread.attrs["held_out_loss"] == pytest.approx(alone.attrs["held_out_loss"], abs=1e-5)
 
 
