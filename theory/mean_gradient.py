@@ -9,7 +9,7 @@ import numpy as np
 
 from theory.addition import Addition
 from theory.architecture import Architecture
-from theory.stream import Norm, OwnRow, Stream, diagonal, mean_share, outer
+from theory.stream import Norm, OwnRow, Stream, diagonal, mean_share, outer, with_diagonal
 from theory.sublayers import block_product, realized, sandwich
 from theory.token_batch import TokenBatch
 
@@ -79,7 +79,7 @@ def before_embedding_norm(
     left_of_random = np.float32(1 - 1 / arch.d_model - mean_share(arch, arch.d_model))
     if mean is None:
         return gradient * left_of_random
-    rows = stream.without_mean(arch) - row.beside
+    rows = with_diagonal(stream.without_mean(arch) - row.beside, row.size)
     level = stream.rows[..., 0] * np.float32(arch.norm == "layer_norm")
     whole, left = _projected(mean.tokens, stream.kernel, level, rows, rows)
     return (gradient - whole) * left_of_random + left

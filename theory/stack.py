@@ -152,9 +152,12 @@ def _back(
     if mean is not None:
         crossed, mean = with_means(mean, returned, addition, shortcut, batch)
         before = before + crossed
+        # where few coordinates leave less than nothing of a token's square
+        before = before * outer((diagonal(before) > 0).astype(np.float32))
     grown = np.maximum(diagonal(before), _LEAST)
-    radial = np.maximum(shortcut**2 * size + felt - lacking, 0) / grown
-    return before, _Along(radial, np.clip(level / grown, 0, arch.d_model)), mean, squares
+    radial = (shortcut**2 * size + felt - lacking) / grown
+    along = _Along(np.clip(radial, 0, arch.d_model), np.clip(level / grown, 0, arch.d_model))
+    return before, along, mean, squares
 
 
 def _lacking(

@@ -26,6 +26,13 @@ def diagonal(kernel: np.ndarray) -> np.ndarray:
     return np.einsum("nss->ns", kernel)
 
 
+def with_diagonal(kernel: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """A kernel [n, S, S] with values [n, S] on its diagonal."""
+    kernel = kernel.copy()
+    np.einsum("nss->ns", kernel)[...] = values
+    return kernel
+
+
 def blocks(kernel: np.ndarray, sequences: int) -> np.ndarray:
     """[n, 1, sequences, T, T], a kernel's entries within each sequence."""
     n, seq_len = len(kernel), kernel.shape[-1] // sequences

@@ -16,7 +16,7 @@ from theory.block import block
 from theory.embedding import embedding
 from theory.gram import root
 from theory.softmax_overlap import probability_of_logit, radial_share, softmax_overlap, softmax_spread
-from theory.stream import OwnRow, Stream, diagonal, free, outer
+from theory.stream import OwnRow, Stream, diagonal, free, outer, with_diagonal
 from theory.token_batch import TokenBatch
 
 
@@ -68,13 +68,13 @@ def upstream(arch: Architecture, batch: TokenBatch, z: Stream, row: OwnRow) -> U
     rest = (1 - first) / np.float32(size)  # another word's probability
     known = diagonal(follows)  # the target is the token itself
     excess = first - known
-    amount = _with_diagonal(outer(excess), second - 2 * known * first + known)
+    amount = with_diagonal(outer(excess), second - 2 * known * first + known)
     both = same * amount
     off = (1 - same) * excess[:, :, None] * (rest[:, None, :] - follows)
-    others = _with_diagonal(outer(1 - first), 1 - 2 * first + second) * overlap
+    others = with_diagonal(outer(1 - first), 1 - 2 * first + second) * overlap
     target = first[:, :, None] * follows + rest[:, :, None] * (1 - follows)
     crossed = (1 - same) * first[:, :, None] * rest[:, None, :]
-    probabilities = same * _with_diagonal(outer(first), second) + others + crossed + crossed.mT
+    probabilities = same * with_diagonal(outer(first), second) + others + crossed + crossed.mT
     error = probabilities - target - target.mT + batch.same_target
     plain, lost = error - both - off - off.mT, own**2
     by_rows, apart = z.kernel - beside, row.apart * outer((length / whole).astype(np.float64) ** 2)
@@ -158,13 +158,6 @@ def _probability_elsewhere(
     means = np.interp(grid[:, None] + np.sqrt(spread * unknown) * nodes, grid, first, first[0], 1.0) @ weights
     slope = np.interp(np.sqrt(spread) * nodes, grid, first - second) @ weights
     return np.interp(logit, grid, means).astype(np.float32), np.float32(slope)
-
-
-def _with_diagonal(kernel: np.ndarray, values: np.ndarray) -> np.ndarray:
-    kernel = kernel.copy()
-    index = np.arange(kernel.shape[-1])
-    kernel[:, index, index] = values
-    return kernel
 
 
 def _meeting(

@@ -232,9 +232,34 @@ _NARROW = Architecture(
 @example(
     dataclasses.replace(_NARROW, vocab_size=2, seq_len=3, norm_epsilon=0.0, positions="rope", initialization="megatron")
 )  # what the gradient lacks along attention's output is a third of it in a width of four
+@example(
+    dataclasses.replace(
+        _NARROW, num_layers=1, vocab_size=2, seq_len=3, block="deepnorm_glm", positions="learned", initialization="he"
+    )
+)  # a token's mean leaves less than nothing of its square
+@example(
+    Architecture(
+        num_layers=1,
+        d_model=4,
+        num_heads=1,
+        vocab_size=2,
+        seq_len=1,
+        block="no_norm",
+        norm="rms_norm",
+        norm_epsilon=0.0,
+        activation="geglu",
+        positions="sinusoidal",
+        embedding="layer_norm",
+    )
+)  # a row and its position cancel, in a width of four
 @given(tiny())
 def test_tiny_models_have_finite_positive_norms(arch):
-    predicted = predict(arch, batch_size=2, networks=4)
+    try:
+        predicted = predict(arch, batch_size=2, networks=4)
+    except ValueError as error:
+        assert "explode beyond float32" in str(error)
+        assert arch.block == "no_norm" and arch.num_layers > 2  # a gated layer squares the one below
+        return
     for values in (predicted.shortcut_std, predicted.gradient_norm):
         assert np.all(np.isfinite(values) & (values > 0))
     assert all(np.all(np.isfinite(norm)) for norm in predicted.parameter_gradient_norm.values())
