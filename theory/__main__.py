@@ -27,7 +27,7 @@ class List:
 
 @dataclasses.dataclass(frozen=True)
 class Derive:
-    """Print a derivation; `list` shows the topics."""
+    """Print a derivation; `python -m theory list` names all topics."""
 
     topic: tyro.conf.Positional[str]
     """name of the derivation"""

@@ -44,7 +44,8 @@ _HELP = {
 
 
 Preset = Annotated[
-    str | None, tyro.conf.arg(help=f"recipe to start from, --arch flags change it: {', '.join(PRESETS)}")
+    str | None,
+    tyro.conf.arg(help=f"recipe to start from, --arch flags change it ('llama': its first size): {', '.join(PRESETS)}"),
 ]
 
 

@@ -33,7 +33,13 @@ class Preset:
 
 
 def preset(name: str) -> Preset:
-    """The recipe of that name. Raises ValueError with the choices for an unknown one."""
+    """The recipe of that name, of a family's name ("llama") its first size.
+
+    Raises ValueError with the choices for an unknown one.
+    """
+    sizes = [recipe for recipe in PRESETS.values() if recipe.name.rpartition("-")[0] == name]
+    if name not in PRESETS and sizes:
+        return sizes[0]
     return lookup("preset", name, PRESETS, Preset)
 
 

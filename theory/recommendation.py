@@ -13,6 +13,7 @@ import sympy as sp
 
 from theory import notation as s
 from theory.architecture import Architecture
+from theory.block import block
 from theory.conditions import SMALLEST_STD
 from theory.embedding import Embedding, embedding
 from theory.initialization import MATRIX_KINDS, OUTPUTS, Initialization, initialization
@@ -243,7 +244,11 @@ def _depth(
 
 def _explain(r: Recommendation) -> list[str]:
     verdict = "within" if r.amplification <= r.max_amplification else "ABOVE"
+    arch = r.arch
     lines = [
+        f"{arch.num_layers} {block(arch.block).name} blocks, d_model {arch.d_model}, {arch.seq_len} tokens, "
+        f"initialisation {arch.initialization}, embedding {arch.embedding}.",
+        "",
         f"Largest gradient norm of any place over the last one's: {r.amplification:.3g}, {verdict} the budget of "
         f"{r.max_amplification:g}.",
         "",

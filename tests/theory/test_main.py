@@ -76,6 +76,8 @@ def test_recommend(capsys: pytest.CaptureFixture[str], tied: bool, scale: str) -
     explanation, narrow = capsys.readouterr().out.split("\n\nSame propagation at d_model 16: ")
     arch = Architecture(num_layers=2, d_model=32, seq_len=8, vocab_size=16, embedding=3.0, tied=tied)
     norms = predict(arch).gradient_norm
+    named, explanation = explanation.split("\n\n", 1)
+    assert named == "2 pre_ln blocks, d_model 32, 8 tokens, initialisation megatron, embedding 3."
     told = re.match(
         r"Largest gradient norm of any place over the last one's: (.*), within the budget of 3\.", explanation
     )

@@ -56,6 +56,11 @@ def test_a_smaller_version_keeps_the_recipe():
     assert arch.std("attention.output")[0] == pytest.approx(0.003)  # 0.006 / sqrt(2 x 2)
 
 
-def test_an_unknown_name_is_refused_with_the_choices():
-    with pytest.raises(ValueError, match="preset: unknown value 'gpt-2'; choose one of gpt2-small, gpt2-medium"):
-        preset("gpt-2")
+def test_a_family_is_its_first_size():
+    assert [preset(name).name for name in ("llama", "gpt-neox", "snm-350m")] == ["llama-7b", "gpt-neox-20b", "snm-350m"]
+
+
+@pytest.mark.parametrize("name", ["gpt-2", "gpt", ""])
+def test_an_unknown_name_is_refused_with_the_choices(name):
+    with pytest.raises(ValueError, match=f"preset: unknown value '{name}'; choose one of gpt2-small, gpt2-medium"):
+        preset(name)
