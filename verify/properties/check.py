@@ -16,7 +16,7 @@ from verify.properties.property import Limits, Property, Result
 from verify.properties.scheme import as_scheme
 from verify.properties.signals import OF_SIGNALS
 
-PROPERTIES: dict[str, Property] = {property.name: property for property in (*OF_MATRICES, *OF_SIGNALS)}
+PROPERTIES: dict[str, Property] = {each.name: each for each in (*OF_MATRICES, *OF_SIGNALS)}
 
 
 @dataclass(frozen=True)
@@ -107,16 +107,16 @@ def check(
             raise ValueError(f"property: unknown name {name!r}; choose from {', '.join(PROPERTIES)}")
     made = as_scheme(scheme, declared, distribution)
     share = share_of(limits)
-    chosen = [p for p in PROPERTIES.values() if p.name not in skip and (not only or p.name in only)]
+    chosen = [each for each in PROPERTIES.values() if each.name not in skip and (not only or each.name in only)]
 
     def searched(group: Iterable[Property]) -> list[Result]:
         results = []
-        for property in group:
-            results.append(property.search(made, share, seed, **fields))
+        for each in group:
+            results.append(each.search(made, share, seed, **fields))
             advanced(results[-1])
         return results
 
     with ThreadPoolExecutor(2) as pool:  # what is compiled for one group is of no use to the other
-        groups = pool.map(searched, ([p for p in chosen if p.costly == costly] for costly in (False, True)))
+        groups = pool.map(searched, ([each for each in chosen if each.costly == costly] for costly in (False, True)))
         found = {result.property: result for group in groups for result in group}
-    return Report(made.name, tuple(found[property.name] for property in chosen))
+    return Report(made.name, tuple(found[each.name] for each in chosen))

@@ -1,7 +1,7 @@
 """A property of a scheme, the search for an architecture that violates it, and what is known after the search."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -10,8 +10,14 @@ from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 
 from theory import Architecture, Initialization
+from theory.block import BLOCKS
+from theory.embedding import EMBEDDINGS
+from theory.initialization import INITIALIZATIONS
 from verify.properties.scheme import Scheme, as_scheme
 
+_REGISTERED: dict[str, Mapping[Any, Any]] = {
+    "block": BLOCKS, "embedding": EMBEDDINGS, "initialization": INITIALIZATIONS,
+}  # fmt: skip
 Outcome = Literal["proven", "tested", "failed", "not applicable"]
 
 
@@ -96,7 +102,7 @@ class Violation(AssertionError):
         )
 
     def line(self) -> str:
-        """Python that fails in the same way; `scheme` and `rule` stand for objects without a name to load them by."""
+        """Python that fails in the same way; `scheme`, `rule`, `embedding`, `block` stand for objects of one's own."""
         shown, law = self.scheme.reference, self.scheme.distribution
         if not self.scheme.symbolic:
             shown += f", declared={self.scheme.declared_as}" if self.scheme.declared_as else ""
@@ -119,7 +125,9 @@ class Violation(AssertionError):
         for field in fields(self.arch):
             value = getattr(self.arch, field.name)
             if value != field.default and field.name not in decided:
-                shown.append(f"{field.name}={getattr(value, 'name', value)!r}")
+                name = getattr(value, "name", None)
+                registered = _REGISTERED.get(field.name, {}).get(name) == value
+                shown.append(f"{field.name}={field.name if name and not registered else repr(name or value)}")
         return f"Architecture({', '.join(shown)})"
 
 
