@@ -8,6 +8,7 @@ then says what they really do, and the guess is corrected until it fits.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import sympy as sp
 
@@ -65,7 +66,7 @@ class Recommendation:
 
 
 def recommend(arch: Architecture, max_amplification: float = 2.0, networks: int | None = None) -> Recommendation:
-    """Judge `arch` and prescribe. networks: as for `predict`, which is called some 20 times.
+    """Judge `arch` and prescribe. networks: as for `predict`, which is called some 15 times.
 
     None: 16, which leave 1 to 2 %, or as few as `predict` needs of a wide model. Of longer sequences than 64 tokens the
     architecture as it is is predicted; what is changed, at 64 tokens, with amplification^2 - 1 in the same proportion.
@@ -77,11 +78,15 @@ def recommend(arch: Architecture, max_amplification: float = 2.0, networks: int 
     if networks is None:
         networks = min(16, ensemble_size(arch, None))
 
-    now = predict(arch, networks=networks)
+    @cache
+    def predicted(changed: Architecture) -> Prediction:
+        return predict(changed, networks=networks)
+
+    now = predicted(arch)
     worst, length = _worst(now), min(arch.seq_len, _SEARCHED)
 
     def at_length(changed: Architecture) -> float:
-        return _worst(predict(replace(changed, seq_len=length), networks=networks))
+        return _worst(predicted(replace(changed, seq_len=length)))
 
     def longer(changed: Architecture, full: float) -> float:
         return (full**2 - 1) / max(at_length(changed) ** 2 - 1, 1e-9) if length < arch.seq_len else 1.0
@@ -96,7 +101,7 @@ def recommend(arch: Architecture, max_amplification: float = 2.0, networks: int 
         found = _smallest(lambda m: amplification(change(m)), guess, max_amplification)
         if found is None or length == arch.seq_len:
             return found
-        there = longer(change(found), _worst(predict(change(found), networks=networks)))
+        there = longer(change(found), _worst(predicted(change(found))))
         return _smallest(lambda m: math.sqrt(1 + there * (at_length(change(m)) ** 2 - 1)), found, max_amplification)
 
     added = max(now.shortcut_std[-1] ** 2 - now.shortcut_std[0] ** 2, 0.0)
@@ -201,41 +206,49 @@ def _with_gain(arch: Architecture, gain: float) -> Architecture:
 def _smallest(amplification: Callable[[float], float], guess: float, budget: float) -> float | None:
     """Where an amplification that falls comes down to the budget, near the guess; None where it never does.
 
-    amplification^2 - 1 falls about as the square of the argument: a secant in logarithms, inside a bracket.
+    amplification^2 - 1 falls about as the square of the argument: a secant in logarithms, inside a bracket, that aims a
+    little beyond the root, so that both ends of the bracket come near it.
     """
-    low, high, at = 0.0, math.inf, guess
+    low, high, at, slope = -math.inf, math.inf, 0.0, -2.0  # logarithms over the guess
+    before: tuple[float, float] | None = None
     for _ in range(12):
-        excess, wanted = amplification(at) ** 2 - 1, budget**2 - 1
-        low, high = (at, high) if excess > wanted else (low, at)
-        if high < math.inf and low > high * (1 - _CLOSE):
+        excess = max(amplification(guess * math.exp(at)) ** 2 - 1, 1e-9)
+        height = math.log(excess / (budget**2 - 1))
+        low, high = (at, high) if height > 0 else (low, at)
+        if high - low < _CLOSE:
             break
-        step = math.sqrt(max(excess, 1e-9) / wanted)
-        target = at * (step * (1 + _CLOSE / 2) if excess > wanted else max(step, 0.1) * (1 - _CLOSE / 2))
+        if before is not None and before[0] != at:
+            slope = min(max((height - before[1]) / (at - before[0]), -8.0), -0.5)
+        before = at, height
+        target = at + min(max(-height / slope, -math.log(10)), math.log(1e3)) + math.copysign(0.4 * _CLOSE, height)
         if not low < target < high:
-            target = math.sqrt(low * high) if low > 0 and high < math.inf else at * (4 if high == math.inf else 0.25)
-        if target > 1e6 * guess or target < 1e-6 * guess:
+            target = (low + high) / 2 if high - low < math.inf else at + math.copysign(math.log(4), height)
+        if abs(target) > math.log(1e6):
             break
         at = target
-    return high if high < math.inf else None
+    return guess * math.exp(high) if high < math.inf else None
 
 
 def _depth(
     arch: Architecture, amplification: Callable[[Architecture], float], budget: float
 ) -> tuple[int | None, bool]:
-    """The most blocks within the budget, by bisection over powers and then between them."""
+    """The most blocks within the budget, by bisection, after doublings from one where there are too many."""
     most = 4 * arch.num_layers
 
     def fits(layers: int) -> bool:
         return amplification(replace(arch, num_layers=layers)) <= budget
 
-    if not fits(1):
-        return None, False
-    low = 1
-    while low < most and fits(min(2 * low, most)):
-        low = min(2 * low, most)
-    if low == most:
-        return most, True
-    high = min(2 * low, most)
+    if fits(arch.num_layers):
+        if fits(most):
+            return most, True
+        low, high = arch.num_layers, most
+    else:
+        if arch.num_layers == 1 or not fits(1):
+            return None, False
+        low, high = 1, arch.num_layers
+        while 2 * low < high and fits(2 * low):
+            low = 2 * low
+        high = min(high, 2 * low)
     while high - low > max(1, high // 32):
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
