@@ -68,7 +68,7 @@ def test_the_largest_depth_is_found(blocks: int, budget: float) -> None:
     """Exactly up to 64 blocks, beyond within one in 32."""
     found, deeper = _depth(replace(SMALL, num_layers=blocks), lambda changed: float(changed.num_layers), budget)
     assert found is not None and not deeper
-    assert budget - max(budget // 32, 1) < found <= budget
+    assert budget - max(budget / 32, 1) < found <= budget
 
 
 def test_the_largest_depth_has_ends() -> None:
