@@ -14,9 +14,11 @@ from theory.architecture import FIELD_NAMES
 from verify.properties.matrices import OF_MATRICES
 from verify.properties.property import Limits, Property, Result
 from verify.properties.scheme import as_scheme
-from verify.properties.signals import OF_SIGNALS
+from verify.properties.signals import OF_LOSS, OF_STREAM
 
-PROPERTIES: dict[str, Property] = {each.name: each for each in (*OF_MATRICES, *OF_SIGNALS)}
+_GROUPS = (OF_MATRICES, OF_LOSS, OF_STREAM)
+"""what is compiled for one is of no use to another"""
+PROPERTIES: dict[str, Property] = {each.name: each for group in _GROUPS for each in group}
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,9 @@ def check(
     """Every property of a scheme, searched for a violation.
 
     scheme, declared, distribution: as `as_scheme` takes them. only, skip: names of properties. seed: of the search; the
-    same one draws the same. advanced: called with each result, in two threads. fields: of Architecture, held at a
-    value or drawn from a list or strategy. Raises ValueError for unknown names and what `as_scheme` refuses.
+    same one draws the same. advanced: called with each result, in a thread for each group of properties. fields: of
+    Architecture, held at a value or drawn from a list or strategy. Raises ValueError for unknown names and what
+    `as_scheme` refuses.
     """
     only, skip = tuple(only), tuple(skip)
     for name in (*only, *skip):
@@ -107,16 +110,14 @@ def check(
             raise ValueError(f"property: unknown name {name!r}; choose from {', '.join(PROPERTIES)}")
     made = as_scheme(scheme, declared, distribution)
     share = share_of(limits)
-    chosen = [each for each in PROPERTIES.values() if each.name not in skip and (not only or each.name in only)]
+    chosen = {each.name for each in PROPERTIES.values() if each.name not in skip and (not only or each.name in only)}
 
     def searched(group: Iterable[Property]) -> list[Result]:
         results = []
-        for each in group:
+        for each in (each for each in group if each.name in chosen):
             results.append(each.search(made, share, seed, **fields))
             advanced(results[-1])
         return results
 
-    with ThreadPoolExecutor(2) as pool:  # what is compiled for one group is of no use to the other
-        groups = pool.map(searched, ([each for each in chosen if each.costly == costly] for costly in (False, True)))
-        found = {result.property: result for group in groups for result in group}
-    return Report(made.name, tuple(found[each.name] for each in chosen))
+    with ThreadPoolExecutor(len(_GROUPS)) as pool:
+        return Report(made.name, tuple(result for group in pool.map(searched, _GROUPS) for result in group))

@@ -205,9 +205,11 @@ def _growth_proof(scheme: Scheme, held: dict[str, Any], limits: Limits) -> str |
     return "derived in the limit of many blocks, for every activation and norm and at any width" if derived else None
 
 
-OF_SIGNALS = (
+OF_LOSS = (
     Property("finite", "loss and gradients are finite in every dtype", finite, _small_networks, _has_loss,
              costly=True),
+)  # fmt: skip
+OF_STREAM = (
     Property("stream_band", "the stream's standard deviation stays within a band over depth", stream_band, _networks,
              _has_places, costly=True),
     Property("amplification", "gradients grow by less than a budget from the last block to the first", amplification,
