@@ -13,9 +13,9 @@ from models.parameters import Transformer
 from theory import Architecture
 
 QUICK = {"xla_backend_optimization_level": 0}
+"""what to tell JAX's compiler where compiling is nearly all of the time"""
 if jax.__version_info__ < (0, 11):  # compiles in half the time, but XLA refuses a flag that it has forgotten
     QUICK["xla_cpu_use_fusion_emitters"] = False
-"""what to tell JAX's compiler where compiling is nearly all of the time"""
 Init = Callable[[PRNGKeyArray, Architecture], Transformer]
 
 
