@@ -8,7 +8,7 @@ from pathlib import Path
 
 from matplotlib import rc_context
 
-from paper_figures import at_initialization, embedding_scale, spike_no_more
+from paper_figures import at_initialization, embedding_scale, propagation, spike_no_more
 from paper_figures.data import load, path_of, save
 from paper_figures.figure import PaperFigure
 from paper_figures.style import PRINT
@@ -22,7 +22,9 @@ from verify.sweeps.cost import cost
 from verify.training.run import Run
 
 FIGURES = {
-    figure.name: figure for paper in (spike_no_more, embedding_scale, at_initialization) for figure in paper.FIGURES
+    figure.name: figure
+    for paper in (spike_no_more, embedding_scale, at_initialization, propagation)
+    for figure in paper.FIGURES
 }
 
 

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from paper_figures import at_initialization, gallery, spike_no_more
+from paper_figures import at_initialization, gallery, propagation, spike_no_more
 from paper_figures.__main__ import main
 from paper_figures.data import COMMITTED, load, of, path_of, save, series, summaries
 from paper_figures.gallery import FIGURES
@@ -149,6 +149,32 @@ def test_what_the_theory_says_is_drawn_of_few_values_too(monkeypatch, tmp_path):
     monkeypatch.setattr(spike_no_more, "preset", lambda name: SimpleNamespace(arch=Architecture(num_layers=2)))
     bounds = FIGURES["snm_2"].data(evidence, TINY)["bound"]
     assert np.all(bounds.sel(embedding="scaled") < bounds.sel(embedding="vanilla")) and bounds.sizes["sublayer"] == 4
+
+
+def test_what_is_measured_before_training_is_near_what_is_derived(monkeypatch, tmp_path):
+    """Data of the figures that compare: each measured number beside its own prediction, the bound above both."""
+    evidence = Made(tmp_path, TINY.window)
+    monkeypatch.setattr(propagation, "_INITIALIZATIONS", ("small",))
+    monkeypatch.setattr(propagation, "_STACK", Architecture(num_layers=2, d_model=64, num_heads=2, seq_len=8))
+    found = FIGURES["propagation"].data(evidence, TINY)
+    measured = np.exp(np.log(found["measured"]).mean("seed"))
+    np.testing.assert_allclose(measured, found["predicted"], rtol=0.1)
+    assert np.all(found["bound"] >= 0.99 * measured) and found["predicted"].max() > 1.2
+    monkeypatch.setattr(propagation, "_BLOCKS", ("pre_ln",))
+    monkeypatch.setattr(propagation, "_DEPTHS", (1, 4))
+    found = FIGURES["growth"].data(evidence, TINY)
+    ends = found["closed_form"].sel(line=[1, 4]).to_numpy()
+    np.testing.assert_allclose(np.exp(np.log(found["measured"]).mean("seed")), ends, rtol=0.2)
+    assert found["derived"].sel(block="pre_ln").to_numpy().tolist() == ["constant", "N^0.52"]
+    wide = Architecture(num_layers=4, d_model=128, num_heads=2, initialization="he", embedding="vanilla")
+    monkeypatch.setattr(propagation, "preset", lambda name: SimpleNamespace(arch=wide))
+    monkeypatch.setattr(propagation, "_WIDTHS", (64,))
+    monkeypatch.setattr(propagation, "_WIDE", {"llama-7b": "LLaMA 7B"})
+    found = FIGURES["proxy"].data(evidence, TINY)
+    for name in ("gradient", "std"):
+        narrow = np.sqrt((found[name].sel(d_model=64) ** 2).mean("seed"))
+        np.testing.assert_allclose(narrow, found[f"wide_{name}"], rtol=0.15)
+    assert found.sizes["block"] == 5 and float(found["wide_gradient"].max()) > 3
 
 
 def test_what_is_drawn_is_what_the_file_holds(made):
