@@ -1,6 +1,7 @@
 """Property tests of schemes: right ones pass, planted mistakes are caught where they should be, and it can be read."""
 
 import dataclasses
+import itertools
 import subprocess
 import sys
 
@@ -16,7 +17,7 @@ import models
 from theory import Architecture, Embedding, Initialization
 from theory.block import BLOCKS
 from theory.embedding import EMBEDDINGS
-from theory.initialization import INITIALIZATIONS
+from theory.initialization import INITIALIZATIONS, MATRIX_KINDS
 from theory.notation import d, fan_in, layer
 from verify import properties
 from verify.__main__ import main
@@ -59,6 +60,28 @@ def test_every_registered_scheme_draws_what_it_declares(name, embedding, block):
     scheme, arch = as_scheme(name), dataclasses.replace(ODD, embedding=embedding, block=block)
     for tested in OF_WEIGHTS:
         assert PROPERTIES[tested](scheme, arch=arch, seed=3).outcome == "tested"
+
+
+def test_neither_block_nor_embedding_changes_what_an_initialization_draws():
+    """So that what holds of each with some block and embedding holds of it with all; a table may have its own rule."""
+    base = Architecture(
+        num_layers=2, d_model=4, num_heads=1, vocab_size=3, seq_len=2, norm="rms_norm", positions="learned",
+        activation="swiglu", embedding="vanilla",
+    )  # fmt: skip
+    drawn = jax.device_get(models.init(jax.random.key(0), base).matrices)
+    for name, method, block in itertools.product(INITIALIZATIONS, EMBEDDINGS, BLOCKS):
+        plain = dataclasses.replace(base, initialization=name)
+        arch = dataclasses.replace(plain, embedding=method, block=block)
+        own = EMBEDDINGS[method].table_std is not None
+        for kind in MATRIX_KINDS:
+            if kind == "embedding" and own:
+                assert arch.truncation(kind) is None and arch.rule(kind) == EMBEDDINGS[method].table_std
+            else:
+                np.testing.assert_array_equal(arch.std(kind), plain.std(kind))
+                assert arch.truncation(kind) == plain.truncation(kind)
+        if name == base.initialization:
+            for kind, weight in models.init(jax.random.key(0), arch).matrices.items():
+                assert np.array_equal(weight, drawn[kind]) != (kind == "embedding" and own)
 
 
 @pytest.mark.parametrize(("block", "embedding"), [*zip(BLOCKS, cycled(EMBEDDINGS, 0), strict=False)])
