@@ -1,6 +1,8 @@
 """What propagates through a stack before any training: bound, prediction, autodiff, of schemes, depths and widths."""
 
 import dataclasses
+import itertools
+from collections.abc import Iterable
 
 import numpy as np
 import xarray as xr
@@ -25,10 +27,19 @@ from verify.claims.scale import Scale
 from verify.report.style import legend
 from verify.training.compiled import release_when_many
 
-_STACK = Architecture(num_layers=12, d_model=128, num_heads=4, seq_len=64)
-_SEEDS = 8
+_STACK = Architecture(num_layers=12, d_model=64, num_heads=2, seq_len=32)
+_SEEDS, _NETWORKS = 8, 32
 _METHODS = ("vanilla", "scaled")
-_INITIALIZATIONS = tuple(INITIALIZATIONS)
+
+
+def _layers(scale: Scale, arch: Architecture) -> Architecture:
+    """As it is; at scale tiny of two blocks."""
+    return dataclasses.replace(arch, num_layers=2) if scale.name == "tiny" else arch
+
+
+def _some(scale: Scale, names: Iterable[str]) -> list[str]:
+    """All of them; at scale tiny the first alone."""
+    return list(names)[: 1 if scale.name == "tiny" else None]
 
 
 def _chain(arch: Architecture) -> np.ndarray:
@@ -41,15 +52,14 @@ def _over_last(norms: np.ndarray) -> np.ndarray:
 
 
 def _schemes(evidence: Evidence, scale: Scale) -> xr.Dataset:
-    """Of a pre-LN stack, over the last place's; at every scale the same."""
+    """Of a pre-LN stack, over the last place's."""
+    names, stack = _some(scale, INITIALIZATIONS), _layers(scale, _STACK)
     found: dict[str, list] = {"bound": [], "predicted": [], "measured": []}
-    for name in _INITIALIZATIONS:
-        stacks = [dataclasses.replace(_STACK, initialization=name, embedding=method) for method in _METHODS]
-        found["bound"].append([_chain(stack) for stack in stacks])
-        found["predicted"].append([_over_last(predict(stack).gradient_norm) for stack in stacks])
-        found["measured"].append(
-            [_over_last(measure(stack, seeds=_SEEDS, quick=True).gradient_norm) for stack in stacks]
-        )
+    for name in names:
+        stacks = [dataclasses.replace(stack, initialization=name, embedding=method) for method in _METHODS]
+        found["bound"].append([_chain(one) for one in stacks])
+        found["predicted"].append([_over_last(predict(one, networks=_NETWORKS).gradient_norm) for one in stacks])
+        found["measured"].append([_over_last(measure(one, seeds=_SEEDS, quick=True).gradient_norm) for one in stacks])
         release_when_many()
     along = ("initialization", "embedding")
     return xr.Dataset(
@@ -58,8 +68,8 @@ def _schemes(evidence: Evidence, scale: Scale) -> xr.Dataset:
             "predicted": ((*along, "place"), np.array(found["predicted"])),
             "measured": ((*along, "seed", "place"), np.array(found["measured"])),
         },
-        {"initialization": list(_INITIALIZATIONS), "embedding": list(_METHODS)},
-    ).assign_coords(place=np.arange(_STACK.num_sublayers + 1))
+        {"initialization": names, "embedding": list(_METHODS)},
+    ).assign_coords(place=np.arange(stack.num_sublayers + 1))
 
 
 def _draw_schemes(data: xr.Dataset) -> Figure:
@@ -77,7 +87,7 @@ def _draw_schemes(data: xr.Dataset) -> Figure:
             axes.set(yscale="log", ylim=(0.3, 3e3), title=name)
             axes.yaxis.set_major_locator(FixedLocator([1, 10, 100, 1000]))
             axes.yaxis.set_minor_locator(NullLocator())
-            axes.set_xticks([0, 12, 24])
+            axes.set_xticks([0, data.sizes["place"] // 2, data.sizes["place"] - 1])
         figure.supylabel("gradient norm over that at the last place", fontsize=9)
         figure.supxlabel("place in the residual stream (0: embedding)", fontsize=9)
         legend(figure, panels[0])
@@ -91,7 +101,8 @@ def _geometric_mean(measured: xr.DataArray) -> xr.DataArray:
 
 def _grid(figure: Figure, count: int, columns: int) -> list[Axes]:
     """Panels that share both axes, as many as asked for."""
-    panels = figure.subplots(-(-count // columns), columns, sharex=True, sharey=True).ravel()
+    columns = min(columns, count)
+    panels = figure.subplots(-(-count // columns), columns, sharex=True, sharey=True, squeeze=False).ravel()
     for spare in panels[count:]:
         spare.remove()
     for above in panels[count - columns : count]:
@@ -100,46 +111,41 @@ def _grid(figure: Figure, count: int, columns: int) -> list[Axes]:
 
 
 _DEPTHS = (4, 16, 64, 256)
-_BLOCKS = tuple(BLOCKS)
 _SCHEMES = ("megatron", "small")
 
 
 def _growths(evidence: Evidence, scale: Scale) -> xr.Dataset:
-    """Of width 64, GELU, 16 tokens, Scaled Embed; at every scale the same."""
+    """Of width 64, GELU, 16 tokens, Scaled Embed."""
     measured, derived, formulas = [], [], []
-    lines = np.unique(np.geomspace(_DEPTHS[0], _DEPTHS[-1], 13).round().astype(int))
-    for name, scheme in ((name, scheme) for name in _BLOCKS for scheme in _SCHEMES):
+    names, depths = _some(scale, BLOCKS), _DEPTHS[: 2 if scale.name == "tiny" else None]
+    lines = np.unique(np.geomspace(depths[0], depths[-1], 13).round().astype(int))
+    for name, scheme in itertools.product(names, _SCHEMES):
         arch = Architecture(
-            d_model=64,
-            num_heads=2,
-            seq_len=16,
-            activation="gelu",
-            block=name,
-            initialization=scheme,
+            d_model=64, num_heads=2, seq_len=16, activation="gelu", block=name, initialization=scheme,
             embedding="scaled",
-        )
+        )  # fmt: skip
         deep = [dataclasses.replace(arch, num_layers=int(depth)) for depth in lines]
         derived.append([closed_form(stack).amplification for stack in deep])
         formulas.append(growth(arch).formula)
-        shown = [dataclasses.replace(arch, num_layers=depth) for depth in _DEPTHS]
+        shown = [dataclasses.replace(arch, num_layers=depth) for depth in depths]
         measured.append([measure(stack, batch_size=2, seeds=3, quick=True).amplification for stack in shown])
         release_when_many()
-    shape = len(_BLOCKS), len(_SCHEMES)
+    shape = len(names), len(_SCHEMES)
     return xr.Dataset(
         {
             "measured": (
                 ("block", "initialization", "layers", "seed"),
-                np.reshape(measured, (*shape, len(_DEPTHS), -1)),
+                np.reshape(measured, (*shape, len(depths), -1)),
             ),
             "closed_form": (("block", "initialization", "line"), np.reshape(derived, (*shape, -1))),
             "derived": (("block", "initialization"), np.reshape(formulas, shape)),
         },
-        {"block": list(_BLOCKS), "initialization": list(_SCHEMES), "layers": list(_DEPTHS), "line": lines},
+        {"block": names, "initialization": list(_SCHEMES), "layers": list(depths), "line": lines},
     )
 
 
 def _draw_growths(data: xr.Dataset) -> Figure:
-    names = values(data, "block")
+    names, depths = values(data, "block"), values(data, "layers")
     colours = dict(zip(values(data, "initialization"), ("#0072B2", "#D55E00"), strict=True))
     with style.page(style.PAGE, 5.4) as figure:
         panels = _grid(figure, len(names), 5)
@@ -156,7 +162,7 @@ def _draw_growths(data: xr.Dataset) -> Figure:
                     text, (0.05, 0.95 - 0.13 * place), xycoords="axes fraction", va="top", fontsize=7, color=colour
                 )
             axes.set(xscale="log", yscale="log", ylim=(0.5, 1e3), title=name)
-            axes.set_xticks(_DEPTHS, [str(depth) for depth in _DEPTHS])
+            axes.set_xticks(depths, [str(depth) for depth in depths])
             axes.yaxis.set_major_locator(FixedLocator([1, 10, 100, 1000]))
             for axis in (axes.xaxis, axes.yaxis):
                 axis.set_minor_locator(NullLocator())
@@ -171,12 +177,13 @@ _WIDTHS = (64, 128, 256)
 
 
 def _proxies(evidence: Evidence, scale: Scale) -> xr.Dataset:
-    """Predicted at the published width, measured at small ones, before each block; at every scale the same."""
-    wide = [dataclasses.replace(preset(name).arch, seq_len=32, vocab_size=1000) for name in _WIDE]
+    """Predicted at the published width, measured at small ones, before each block."""
+    names, widths = _some(scale, _WIDE), _WIDTHS[: 1 if scale.name == "tiny" else None]
+    wide = [dataclasses.replace(_layers(scale, preset(name).arch), seq_len=32, vocab_size=1000) for name in names]
     measured = [
         [
             _before_blocks(arch, measure(arch, seeds=_SEEDS, quick=True))
-            for arch in (proxy(one, width) for width in _WIDTHS)
+            for arch in (proxy(one, width) for width in widths)
         ]
         for one in wide
     ]
@@ -191,7 +198,7 @@ def _proxies(evidence: Evidence, scale: Scale) -> xr.Dataset:
             )
             for place, name in enumerate(both)
         },
-        {"recipe": list(_WIDE), "d_model": list(_WIDTHS)},
+        {"recipe": names, "d_model": list(widths)},
     )
 
 
@@ -203,7 +210,7 @@ def _before_blocks(arch: Architecture, found: Prediction | Measurement) -> tuple
 
 def _draw_proxies(data: xr.Dataset) -> Figure:
     with style.page(style.PAGE, 3.6) as figure:
-        panels = figure.subplots(2, data.sizes["recipe"], sharex=True)
+        panels = figure.subplots(2, data.sizes["recipe"], sharex=True, squeeze=False)
         blocks = np.arange(data.sizes["block"])
         for (above, below), name in zip(panels.T, values(data, "recipe"), strict=True):
             for axes, shown in ((above, "std"), (below, "gradient")):
@@ -227,7 +234,7 @@ def _draw_proxies(data: xr.Dataset) -> Figure:
 FIGURES = (
     PaperFigure(
         "propagation", "not in the paper: its bound beside what it bounds, for every initialisation",
-        "Gradient norm at every place over that at the last, 12 pre-LN blocks of width 128, 64 random tokens: the "
+        "Gradient norm at every place over that at the last, 12 pre-LN blocks of width 64, 32 random tokens: the "
         "published bound as a chain, `predict`, and autodiff (geometric mean of 8 seeds).",
         _schemes, _draw_schemes, ("SNM-1", "SNM-2"),
     ),
