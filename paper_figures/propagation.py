@@ -42,9 +42,9 @@ def _some(scale: Scale, names: Iterable[str]) -> list[str]:
     return list(names)[: 1 if scale.name == "tiny" else None]
 
 
-def _chain(arch: Architecture) -> np.ndarray:
+def _chain(arch: Architecture, shortcut_std: np.ndarray) -> np.ndarray:
     """The published bound on the gradient norm at each place over the last one's."""
-    return np.append(np.cumprod(bound(arch).sublayer[::-1])[::-1], 1.0)
+    return np.append(np.cumprod(bound(arch, shortcut_std=shortcut_std).sublayer[::-1])[::-1], 1.0)
 
 
 def _over_last(norms: np.ndarray) -> np.ndarray:
@@ -57,8 +57,9 @@ def _schemes(evidence: Evidence, scale: Scale) -> xr.Dataset:
     found: dict[str, list] = {"bound": [], "predicted": [], "measured": []}
     for name in names:
         stacks = [dataclasses.replace(stack, initialization=name, embedding=method) for method in _METHODS]
-        found["bound"].append([_chain(one) for one in stacks])
-        found["predicted"].append([_over_last(predict(one, networks=_NETWORKS).gradient_norm) for one in stacks])
+        predictions = [predict(one, networks=_NETWORKS) for one in stacks]
+        found["bound"].append([_chain(one, p.shortcut_std) for one, p in zip(stacks, predictions, strict=True)])
+        found["predicted"].append([_over_last(p.gradient_norm) for p in predictions])
         found["measured"].append([_over_last(measure(one, seeds=_SEEDS, quick=True).gradient_norm) for one in stacks])
         release_when_many()
     along = ("initialization", "embedding")
@@ -81,16 +82,23 @@ def _draw_schemes(data: xr.Dataset) -> Figure:
                 found = data.sel(initialization=name, embedding=method)
                 colour = COLOUR[method]
                 axes.plot(found["place"], found["bound"], ls=":", lw=1, color=colour, label=f"{TITLES[method]}: bound")
-                axes.plot(found["place"], found["predicted"], lw=1, color=colour, label="predicted")
+                axes.plot(found["place"], found["predicted"], lw=1, color=colour, label=f"{TITLES[method]}: predicted")
                 middle = _geometric_mean(found["measured"])[::3]
-                axes.plot(middle["place"], middle, MARKER[method], ms=3, mew=0, color=colour, label="measured")
+                axes.plot(
+                    middle["place"], middle, MARKER[method], ms=3, mew=0, color=colour,
+                    label=f"{TITLES[method]}: measured",
+                )  # fmt: skip
             axes.set(yscale="log", ylim=(0.3, 3e3), title=name)
             axes.yaxis.set_major_locator(FixedLocator([1, 10, 100, 1000]))
             axes.yaxis.set_minor_locator(NullLocator())
             axes.set_xticks([0, data.sizes["place"] // 2, data.sizes["place"] - 1])
         figure.supylabel("gradient norm over that at the last place", fontsize=9)
         figure.supxlabel("place in the residual stream (0: embedding)", fontsize=9)
-        legend(figure, panels[0])
+        handles, labels = panels[0].get_legend_handles_labels()
+        beside = np.arange(len(labels)).reshape(len(_METHODS), -1).T.ravel()  # a method a row
+        figure.legend(
+            [handles[i] for i in beside], [labels[i] for i in beside], loc="outside upper center", ncols=3
+        )  # fmt: skip
     return figure
 
 
