@@ -94,12 +94,17 @@ def _draw_schemes(data: xr.Dataset) -> Figure:
             axes.set_xticks([0, data.sizes["place"] // 2, data.sizes["place"] - 1])
         figure.supylabel("gradient norm over that at the last place", fontsize=9)
         figure.supxlabel("place in the residual stream (0: embedding)", fontsize=9)
-        handles, labels = panels[0].get_legend_handles_labels()
-        beside = np.arange(len(labels)).reshape(len(_METHODS), -1).T.ravel()  # a method a row
-        figure.legend(
-            [handles[i] for i in beside], [labels[i] for i in beside], loc="outside upper center", ncols=3
-        )  # fmt: skip
+        _legend(figure, panels[0], len(_METHODS))
     return figure
+
+
+def _legend(figure: Figure, axes: Axes, rows: int) -> None:
+    """That of one panel above all of them, in so many rows, one after the other."""
+    handles, labels = axes.get_legend_handles_labels()
+    order = np.arange(len(labels)).reshape(rows, -1).T.ravel()
+    figure.legend(
+        [handles[i] for i in order], [labels[i] for i in order], loc="outside upper center", ncols=len(labels) // rows
+    )
 
 
 def _geometric_mean(measured: xr.DataArray) -> xr.DataArray:
@@ -227,15 +232,15 @@ def _draw_proxies(data: xr.Dataset) -> Figure:
                 for place, width in enumerate(values(data, "d_model")):
                     middle = np.sqrt((found[shown].sel(d_model=width) ** 2).mean("seed"))[::4]
                     axes.plot(
-                        blocks[::4], middle, "o^s"[place], color=ORDERED[place], ms=3.5, mew=0,
-                        label=f"d_model {width}, measured",
+                        blocks[::4], middle, "o^s"[place], color=ORDERED[place], ms=6.5 - 1.5 * place, mew=0.8,
+                        mfc="none", label=f"d_model {width}, measured",
                     )  # fmt: skip
                 style.log_y(axes)
             above.set_title(_WIDE[name])
             below.set_xlabel("layer")
         panels[0, 0].set_ylabel("std of the stream")
         panels[1, 0].set_ylabel("gradient norm\nover the last one's")
-        legend(figure, panels[0, 0])
+        _legend(figure, panels[0, 0], 2)
     return figure
 
 
