@@ -66,8 +66,8 @@ def _measured(scheme: Scheme, arch: Architecture, seed: int) -> Measurement:
 
 
 @lru_cache(maxsize=32)
-def _predicted(scheme: Scheme, arch: Architecture, seed: int) -> Prediction:
-    return predict(ruled(scheme, arch, seed), BATCH)
+def _predicted(arch: Architecture) -> Prediction:
+    return predict(arch, BATCH)
 
 
 def ruled(scheme: Scheme, arch: Architecture, seed: int) -> Architecture:
@@ -163,7 +163,7 @@ def two_requirements(scheme: Scheme, arch: Architecture, seed: int, alpha: float
 
 def predicted(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
     """Test of `predicted`: stream and gradient at every place, over what sampling and `predict` itself leave open."""
-    expected, found = _predicted(scheme, arch, seed), _measured(scheme, arch, seed)
+    expected, found = _predicted(ruled(scheme, arch, seed)), _measured(scheme, arch, seed)
 
     def failing() -> Iterator[tuple[float, Finding]]:
         for name, label in (("shortcut_std", "standard deviation of the stream"), ("gradient_norm", "gradient norm")):
