@@ -94,17 +94,8 @@ def _draw_schemes(data: xr.Dataset) -> Figure:
             axes.set_xticks([0, data.sizes["place"] // 2, data.sizes["place"] - 1])
         figure.supylabel("gradient norm over that at the last place", fontsize=9)
         figure.supxlabel("place in the residual stream (0: embedding)", fontsize=9)
-        _legend(figure, panels[0], len(_METHODS))
+        legend(figure, panels[0], len(_METHODS))
     return figure
-
-
-def _legend(figure: Figure, axes: Axes, rows: int) -> None:
-    """That of one panel above all of them, in so many rows, one after the other."""
-    handles, labels = axes.get_legend_handles_labels()
-    order = np.arange(len(labels)).reshape(rows, -1).T.ravel()
-    figure.legend(
-        [handles[i] for i in order], [labels[i] for i in order], loc="outside upper center", ncols=len(labels) // rows
-    )
 
 
 def _geometric_mean(measured: xr.DataArray) -> xr.DataArray:
@@ -240,7 +231,7 @@ def _draw_proxies(data: xr.Dataset) -> Figure:
             below.set_xlabel("layer")
         panels[0, 0].set_ylabel("std of the stream")
         panels[1, 0].set_ylabel("gradient norm\nover the last one's")
-        _legend(figure, panels[0, 0], 2)
+        legend(figure, panels[0, 0], 2)
     return figure
 
 

@@ -217,7 +217,7 @@ def _smallest(amplification: Callable[[float], float], guess: float, budget: flo
         low, high = (at, high) if height > 0 else (low, at)
         if high - low < _CLOSE:
             break
-        if before is not None and before[0] != at:
+        if before is not None:
             slope = min(max((height - before[1]) / (at - before[0]), -8.0), -0.5)
         before = at, height
         target = at + min(max(-height / slope, -math.log(10)), math.log(1e3)) + math.copysign(0.4 * _CLOSE, height)
@@ -243,7 +243,7 @@ def _depth(
             return most, True
         low, high = arch.num_layers, most
     else:
-        if arch.num_layers == 1 or not fits(1):
+        if not fits(1):
             return None, False
         low, high = 1, arch.num_layers
         while 2 * low < high and fits(2 * low):
@@ -260,7 +260,8 @@ def _explain(r: Recommendation) -> list[str]:
     arch = r.arch
     lines = [
         f"{arch.num_layers} {block(arch.block).name} blocks, d_model {arch.d_model}, {arch.seq_len} tokens, "
-        f"initialisation {arch.initialization}, embedding {arch.embedding}.",
+        f"initialisation {initialization(arch.initialization).name}, "
+        f"embedding {getattr(arch.embedding, 'name', arch.embedding)}.",
         "",
         f"Largest gradient norm of any place over the last one's: {r.amplification:.3g}, {verdict} the budget of "
         f"{r.max_amplification:g}.",

@@ -29,7 +29,7 @@ def diagonal(kernel: np.ndarray) -> np.ndarray:
 def with_diagonal(kernel: np.ndarray, values: np.ndarray) -> np.ndarray:
     """A kernel [n, S, S] with values [n, S] on its diagonal."""
     kernel = kernel.copy()
-    np.einsum("nss->ns", kernel)[...] = values
+    diagonal(kernel)[...] = values
     return kernel
 
 

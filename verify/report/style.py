@@ -7,6 +7,7 @@ import io
 import re
 from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -33,10 +34,13 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def legend(figure: Figure, axes: Axes) -> None:
-    """That of one panel, above all of them."""
+def legend(figure: Figure, axes: Axes, rows: int = 1) -> None:
+    """That of one panel, above all of them, in so many rows of equal length."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    order = np.arange(len(labels)).reshape(rows, -1).T.ravel()
+    figure.legend(
+        [handles[i] for i in order], [labels[i] for i in order], loc="outside upper center", ncols=len(labels) // rows
+    )
 
 
 def to_svg(figure: Figure, name: str, description: str) -> str:
