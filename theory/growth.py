@@ -4,7 +4,7 @@ Read off the two-number recursion (`theory.closed_form`) at its limit. As depth 
 fixed point, 1 for all the usual sub-layers; there attention writes and returns the same variance, whatever its softmax
 does, since its rows sum to 1 (`theory.token_mixing`). What is left is the ratio kappa of backward to forward gain, and
 how the written variance depends on N and on the block's number n. The score path's gain vanishes as tokens become
-alike, unless logits grow with the stream (`theory.score_path`): then the class is not derived, and `growth` says so.
+alike, unless logits grow with the stream: then it decides (`theory.score_path`).
 """
 
 import math
@@ -15,6 +15,7 @@ from itertools import product
 
 import numpy as np
 import sympy as sp
+from scipy.optimize import brentq
 
 from theory import notation as s
 from theory.activation import activation
@@ -25,9 +26,13 @@ from theory.closed_form import Addition, Pair, additions, closed_form, gain
 from theory.dual_expression import dual_tables, kinked_line, line_at_infinity, tangent_at_zero
 from theory.embedding import EMBEDDINGS, Embedding
 from theory.initialization import INITIALIZATIONS, Initialization, initialization
+from theory.score_path import KEPT
 from theory.token_mixing import token_mixing
 
-KINDS = ("constant", "logarithm", "power", "stretched exponential", "exponential", "double exponential", "not derived")
+KINDS = (
+    "constant", "logarithm", "power", "stretched exponential", "exponential", "compressed exponential",
+    "double exponential", "not derived",
+)  # fmt: skip
 _DEEP = 1e6
 
 
@@ -35,11 +40,13 @@ _DEEP = 1e6
 class Growth:
     """The amplification's leading behaviour as N -> oo.
 
-    kind: one of KINDS. exponent: of N (power), of log N (logarithm), or p in exp(rate N^p); 0 for a constant. rate: per
-    block^p, of an exponential; 0 otherwise. expression: the behaviour in N and sigma_0 up to a constant factor; of a
-    constant, what the gains at the fixed point give, from which tokens that are not yet alike differ (`closed_form`
-    has the number). token_correlation: the fixed point. topic: the derivation. "not derived": queries and keys see a
-    stream that grows and that no norm bounds, so the score path is not small; exponent and rate are nan, and
+    kind: one of KINDS. exponent: of N (power), of log N (logarithm), or p in exp(rate N^p), below 1 "stretched", above
+    "compressed"; 0 for a constant. rate: per block^p, of an exponential, nan where it has no closed form (c in
+    `formula`); 0 otherwise. expression: the behaviour in N and sigma_0 up to a constant factor; of a constant, what the
+    gains at the fixed point give, from which tokens that are not yet alike differ (`closed_form` has the number).
+    token_correlation: the fixed point. topic: the derivation. All are of the root of the mean square over
+    initialisations; where near-ties of logits decide, a typical network's falls behind at great depth, and explanation
+    says so. "not derived": logits grow and are capped, or gains depend on the depth; exponent and rate are nan, and
     expression is what the value path alone gives.
     """
 
@@ -58,12 +65,12 @@ class Growth:
             "constant": "constant",
             "logarithm": f"(log N)^{self.exponent:.2f}",
             "power": f"N^{self.exponent:.2f}",
-            "stretched exponential": f"exp({self.rate:.4f} N^{self.exponent:g})",
-            "exponential": f"exp({self.rate:.4f} N)",
             "double exponential": "exp(2^N)",
             "not derived": "not derived: score path",
         }
-        return formulas[self.kind]
+        rate = "c" if math.isnan(self.rate) else f"{self.rate:.4f}"
+        power = "" if self.exponent == 1 else f"^{self.exponent:.3g}"
+        return formulas.get(self.kind, f"exp({rate} N{power})")
 
 
 def growth(arch: Architecture) -> Growth:
@@ -74,11 +81,9 @@ def growth(arch: Architecture) -> Growth:
     `Architecture` does.
     """
     found = _value_path(arch)
-    bounded = arch.normed("pre", "attention") or arch.normed("post", "attention")
-    if bounded or attention_scheme(arch.attention).normed or found.kind == "constant":
-        return found
-    why = f"score path: the attention logits grow with the stream, without limit; the value path alone: {found.formula}"
-    return replace(found, kind="not derived", exponent=math.nan, rate=math.nan, explanation=why, topic="growing_logits")
+    normed = arch.normed("pre", "attention") or arch.normed("post", "attention")
+    bounded = normed or attention_scheme(arch.attention).normed or found.kind in ("constant", "double exponential")
+    return found if bounded or arch.seq_len == 1 or not _writes(arch, "attention") else _near_ties(arch, found)
 
 
 def _value_path(arch: Architecture) -> Growth:
@@ -184,12 +189,12 @@ def _fixed_point(arch: Architecture, steps: tuple[Addition, ...]) -> tuple[sp.Ex
     return sp.Float(rho), sp.Float(gamma)
 
 
-def _gains(step: Addition, rho: sp.Expr, gamma: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
-    """Variance an addition writes into a stream of variance 1 and adds to the squared gradient, at rho, gamma."""
+def _gains(step: Addition, rho: sp.Expr, gamma: sp.Expr, parts: tuple[str, ...] = PARTS) -> tuple[sp.Expr, sp.Expr]:
+    """Variance these parts of an addition write into a stream of variance 1 and add to the squared gradient."""
     tables = dual_tables(step.activation)
     found = []
     for i in (0, 2):
-        term = sum((step.written[part][i] for part in step.parts), sp.S.Zero)
+        term = sum((step.written[part][i] for part in step.parts if part in parts), sp.S.Zero)
         term = term.subs({s.epsilon: 0, s.variance: 1, s.correlation: rho, s.gradient_correlation: gamma})
         for name, table in tables.items():
             term = term.replace(sp.Function(name), lambda *args, table=table: sp.Float(float(table(*map(float, args)))))
@@ -279,3 +284,59 @@ def _without_norms(arch: Architecture, ratios: list[sp.Expr], fixed: float) -> G
     value = sp.Float(2 * deepest.amplification - closed_form(replace(arch, num_layers=512)).amplification)
     why = "no norm, but branches so small that the stream stays bounded; value by extrapolation from N = 512 and 1024"
     return Growth("constant", 0.0, 0.0, value, why, "no_norm_growth", fixed)
+
+
+def _near_ties(arch: Architecture, value: Growth) -> Growth:
+    """Growth where logits grow, so that attention picks one token and near-ties of two carry the gradient.
+
+    written: variance that an addition writes. kept: what it writes of the mean square difference of two tokens, of
+    which attention keeps `KEPT` and the feed-forward its backward gain, as of any small difference.
+    """
+    shortcut, turned = block(arch.block).shortcut ** 2, arch.positions == "rope"
+    scheme = replace(attention_scheme(arch.attention), clip=None)  # a clip leaves 0 and 1 as they are
+    deep = _deep(replace(arch, num_layers=1, embedding="vanilla", attention=scheme))
+    steps, alike = additions(deep), (sp.S.One, token_mixing(deep).kept)
+    written = [_gains(step, *alike)[0] for step in steps]
+    kept = [
+        KEPT * _gains(step, *alike, ("attention",))[0] + _gains(step, *alike, ("feed_forward",))[1] for step in steps
+    ]
+    logits = [gain(arch, f"attention.{kind}") for kind in ("query", "key")]
+    normed = all(deep.hides_length(part) for part in PARTS)
+    on_depth = sp.Tuple(shortcut, *written, *logits).free_symbols or (normed and shortcut != 1)
+    if scheme.cap is not None or on_depth:
+        how = "with gains that depend on the depth" if on_depth else "up to a cap"
+        why = f"score path: attention logits grow with the stream {how}; the value path alone: {value.formula}"
+        return replace(
+            value, kind="not derived", exponent=math.nan, rate=math.nan, explanation=why, topic="growing_logits"
+        )
+    if normed:
+        falls = max(1 - sum(kept) / sum(written), sp.S.Zero)
+        return _tied(1 - falls if turned else 1 - falls / 2, sp.nan, 1.0 if falls else _picked(steps), value)
+    by_block = [shortcut + term for terms in (kept, kept if turned else written) for term in terms]
+    rate = sp.log(sp.Mul(*by_block)) / 8
+    return _tied(sp.Integer(2), rate, 1.0, value) if rate > 0 else value
+
+
+def _tied(power: sp.Expr, rate: sp.Expr, fixed: float, value: Growth) -> Growth:
+    kind = {-1: "stretched exponential", 0: "exponential", 1: "compressed exponential"}[int(sp.sign(power - 1))]
+    why = (
+        "score path: attention logits grow with the stream; near-ties of two become rarer and worth more, and carry "
+        "the gradient's mean square. A typical network falls behind once its own have run out. The value path alone: "
+        + value.formula
+    )
+    expression = sp.exp((s.near_tie_rate if rate is sp.nan else rate) * s.N**power)
+    return Growth(kind, float(power), float(rate), expression, why, "near_tie_growth", fixed)
+
+
+def _picked(steps: tuple[Addition, ...]) -> float:
+    """The tokens' correlation that lasts where attention picks one token and they do not become alike."""
+
+    def gained(rho: float) -> float:
+        found = 0.0
+        for step in steps:
+            for part in step.parts:
+                size, pair = step.compiled(*step.written[part][:2])(1.0, rho, 0.0, _DEEP, _DEEP, 0.0)
+                found += float(size * (1 - KEPT * (1 - rho)) if part == "attention" else pair) - rho * float(size)
+        return found
+
+    return float(brentq(gained, 0.0, 1 - 1e-9))

@@ -80,6 +80,10 @@ shortcut_square = _positive("alpha", "square of the shortcut's factor in one res
 query_gain = _positive("g_Q", "variance of a query's coordinates over that of the stream's, d sigma_Q^2")
 key_gain = _positive("g_K", "variance of a key's coordinates over that of the stream's, d sigma_K^2")
 logit_gap = _positive("s", "standard deviation of the difference of two attention logits of one row", "nats")
+turned = _positive("u_c", "one less the mean cosine of the angles by which RoPE turns a key on to another position")
+near_tie_rate = _positive(
+    "c", "rate of the gradient's growth through near-ties of logits, of no closed form", "1 / blocks^p"
+)
 forward_gain = _positive("w", "variance that a sub-layer writes into the stream", "stream unit squared")
 backward_gain = _positive("beta", "what a sub-layer adds to the gradient's square, times the stream's variance")
 participation = _positive("h_A", "mean over positions of the summed squares of a row of the attention matrix")

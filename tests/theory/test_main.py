@@ -96,7 +96,7 @@ def test_growth(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["growth", "--arch.initialization", "small", "--arch.activation", "relu"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["pre_ln", "small", "power", "N^0.50", "additive_growth"] in rows
-    assert ["output_norm", "small", "not", "derived", "(score", "path)", "growing_logits"] in rows
+    assert ["output_norm", "small", "stretched", "exponential", "exp(c", "N^0.75)", "near_tie_growth"] in rows
 
 
 @pytest.mark.parametrize(
