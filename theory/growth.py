@@ -318,6 +318,7 @@ def _near_ties(arch: Architecture, value: Growth) -> Growth:
 
 
 def _tied(power: sp.Expr, rate: sp.Expr, fixed: float, value: Growth) -> Growth:
+    """exp(rate N^power), with `value` as what a network without near-ties has."""
     kind = {-1: "stretched exponential", 0: "exponential", 1: "compressed exponential"}[int(sp.sign(power - 1))]
     why = (
         "score path: attention logits grow with the stream; near-ties of two become rarer and worth more, and carry "
