@@ -24,6 +24,8 @@ import sympy as sp
 
 from theory import Architecture
 from theory import notation as s
+from theory.activation import ACTIVATIONS
+from theory.dual_activation import dual_activation
 from theory.growth import growth
 from theory.positions import rope_angles
 from theory.random_attention import causal_softmax, rotate
@@ -36,13 +38,6 @@ HEADER = (
 )
 WRITTEN = {"on outputs": (1.0, 1.0), "none": (0.2, 0.3)}
 """variance that attention and ReLU write: of equal tokens, over the stream's without norms"""
-
-
-def relu(kernel: np.ndarray) -> np.ndarray:
-    """2 E F(u) F(u)^T of ReLU for Gaussian u with that kernel (Cho and Saul 2009), which keeps a token's variance."""
-    size = np.sqrt(np.outer(np.diag(kernel), np.diag(kernel)))
-    cosine = np.clip(kernel / size, -1.0, 1.0)
-    return size * (np.sqrt(1 - cosine**2) + cosine * (np.pi - np.arccos(cosine))) / np.pi
 
 
 def block(
@@ -63,7 +58,8 @@ def block(
     gained = GAIN * at_logit**2 * 2 * np.mean(q[:, 1] ** 2, axis=1)
     sizes = np.sqrt(np.outer(np.diag(out), np.diag(out))) if norm == "on outputs" else 1.0
     kernel = kernel + of_attention * out / sizes
-    return kernel + of_relu * relu(kernel) / (kernel[1, 1] if norm == "on outputs" else 1.0), gained, slope
+    relu = 2 * dual_activation(ACTIVATIONS["relu"], kernel)[0]  # which keeps a token's variance
+    return kernel + of_relu * relu / (kernel[1, 1] if norm == "on outputs" else 1.0), gained, slope
 
 
 def rows(norm: str, positions: str, heads: int) -> list[str]:
@@ -155,12 +151,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="file for the table, in Markdown")
     options = parser.parse_args()
     lines = [HEADER, "|---" * 8 + "|"]
+    print("\n".join(lines))
     for norm, positions in product(SPANS, ("none", "rope")):
-        lines += rows(norm, positions, options.heads)
-        print("\n".join(lines[-len(SPANS[norm]) + 1 :]), flush=True)
+        found = rows(norm, positions, options.heads)
+        print("\n".join(found), flush=True)
+        lines += found
     jax.config.update("jax_enable_x64", True)
-    lines += ["", *typical(options.networks)]
-    print("\n".join(lines[-8:]))
+    found = ["", *typical(options.networks)]
+    print("\n".join(found))
+    lines += found
     if options.out:
         options.out.write_text("\n".join(lines) + "\n")
 

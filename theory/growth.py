@@ -332,12 +332,13 @@ def _tied(power: sp.Expr, rate: sp.Expr, fixed: float, value: Growth) -> Growth:
 def _picked(steps: tuple[Addition, ...]) -> float:
     """The tokens' correlation that lasts where attention picks one token and they do not become alike."""
 
+    terms = [(part, step.compiled(*step.written[part][:2])) for step in steps for part in step.parts]
+
     def gained(rho: float) -> float:
         found = 0.0
-        for step in steps:
-            for part in step.parts:
-                size, pair = step.compiled(*step.written[part][:2])(1.0, rho, 0.0, _DEEP, _DEEP, 0.0)
-                found += float(size * (1 - KEPT * (1 - rho)) if part == "attention" else pair) - rho * float(size)
+        for part, written in terms:
+            size, pair = written(1.0, rho, 0.0, _DEEP, _DEEP, 0.0)
+            found += float(size * (1 - KEPT * (1 - rho)) if part == "attention" else pair) - rho * float(size)
         return found
 
     return float(brentq(gained, 0.0, 1 - 1e-9))

@@ -21,8 +21,9 @@ _PRODUCT = s.query_gain * s.key_gain
 GAP_SQUARE = 2 * _PRODUCT * s.variance**2 * _ALIKE
 KEY_GAIN = sp.sqrt(_PRODUCT) * sp.sqrt(_ALIKE) / (3 * sp.sqrt(sp.pi))
 QUERY_GAIN = KEY_GAIN * _ALIKE
-TURNED_GAP_SQUARE = 2 * _PRODUCT * s.variance**2 * (1 - s.correlation * (1 - s.turned))
-TURNED_KEY_GAIN = sp.sqrt(_PRODUCT) * _ALIKE / (3 * sp.sqrt(sp.pi) * sp.sqrt(1 - s.correlation * (1 - s.turned)))
+_TURNED_ALIKE = 1 - s.correlation * (1 - s.turned)
+TURNED_GAP_SQUARE = GAP_SQUARE / _ALIKE * _TURNED_ALIKE
+TURNED_KEY_GAIN = KEY_GAIN * sp.sqrt(_ALIKE) / sp.sqrt(_TURNED_ALIKE)
 KEPT = sp.Rational(1, 2)
 """share of two tokens' difference that attention keeps where it picks one token each"""
 
