@@ -66,9 +66,9 @@ class SchemeProperty:
 
     def __call__(self) -> None:
         __tracebackhide__ = True
-        from verify.properties.check import PROPERTIES, share_of
+        from verify.properties import check
 
-        result = PROPERTIES[self.name].search(self.scheme, share_of(self.limits), **self.fields)
+        (result,) = check(self.scheme, limits=self.limits, only=[self.name], **self.fields).results
         if result.violation is not None:
             pytest.fail(result.violation.text(), pytrace=False)
         if result.outcome == "not applicable":

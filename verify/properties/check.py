@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from threadpoolctl import threadpool_limits
 
 from theory import Initialization
 from theory.architecture import FIELD_NAMES
@@ -119,5 +120,6 @@ def check(
             advanced(results[-1])
         return results
 
-    with ThreadPoolExecutor(len(_GROUPS)) as pool:
+    # one thread of linear algebra: matrices are small, and more would only wait for one another
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(len(_GROUPS)) as pool:
         return Report(made.name, tuple(result for group in pool.map(searched, _GROUPS) for result in group))
