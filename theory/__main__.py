@@ -96,7 +96,9 @@ class GrowthOptions:
     """the model; its block and num_layers play no role"""
     preset: Preset = None
     all: bool = False
-    """every initialisation, not that of the model alone (takes minutes)"""
+    """every initialisation, not that of the model alone (takes half a minute)"""
+    table: bool = False
+    """every block, initialisation and embedding in one Markdown table, equal ones side by side (takes a minute)"""
 
 
 Command = (
@@ -251,9 +253,13 @@ def _recommend(options: RecommendOptions) -> int:
 def _growth(options: GrowthOptions) -> int:
     from theory.block import BLOCKS
     from theory.growth import growth_table
+    from theory.growth_classes import markdown
     from theory.initialization import INITIALIZATIONS
 
     arch = architecture(options.arch)
+    if options.table:
+        print(markdown(growth_table(arch)))
+        return 0
     chosen = tuple(INITIALIZATIONS) if options.all else (arch.initialization,)
     print(
         f"How a(N) grows with the number of blocks N: the gradient norm at block 1 over that after block N.\n"
