@@ -19,6 +19,8 @@ from theory.block import block
 from theory.command_line import ArchitectureFlags, Preset, architecture, parse, run
 from theory.embedding import embedding
 
+_PROXY_WIDTH = 256
+
 
 @dataclasses.dataclass(frozen=True)
 class List:
@@ -85,7 +87,7 @@ class RecommendOptions:
     max_amplification: float = 2.0
     """budget: gradient norm of any place over that after the last block"""
     proxy_width: int | None = None
-    """also describe the model of this d_model that has the same propagation"""
+    """d_model of the small model to describe that has the same propagation; None: 256, of a wider model"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,11 +235,18 @@ def _bound(options: BoundOptions) -> int:
 
 
 def _recommend(options: RecommendOptions) -> int:
+    from theory.propagation import Prediction
     from theory.recommendation import proxy, recommend
 
     arch = architecture(options.arch)
-    small = None if options.proxy_width is None else proxy(arch, options.proxy_width)
-    print(recommend(arch, options.max_amplification).explanation)
+    width = options.proxy_width or (_PROXY_WIDTH if arch.d_model > _PROXY_WIDTH else None)
+    small = None if width is None else proxy(arch, width)
+
+    def followed(changed: Architecture, found: Prediction) -> None:
+        size = f"{changed.num_layers} blocks, {changed.seq_len} tokens"
+        print(f"predicted {size}: gradients grow by {found.amplification:.4g}", file=sys.stderr)
+
+    print(recommend(arch, options.max_amplification, followed=followed).explanation)
     if small is not None:
         factor = small.evaluate(embedding(small.embedding).multiplier)
         print(

@@ -1,6 +1,6 @@
 """What to change so that the gradient is not amplified by more than a budget, and which small model behaves the same.
 
-Where the gains of a block forward and backward agree, amplification^2 = 1 + (variance added) / sigma_0^2 (the topic
+Where the gains of a block forward and backward agree, the smallest shortcut within a budget has a closed form (topic
 `telescoping`). It gives the first guess for an embedding multiplier and for a gain on the residual outputs; `predict`
 then says what they really do, and the guess is corrected until it fits.
 """
@@ -17,8 +17,10 @@ from theory.architecture import Architecture
 from theory.block import block
 from theory.conditions import SMALLEST_STD
 from theory.embedding import Embedding, embedding
+from theory.growth import Growth, growth
 from theory.initialization import MATRIX_KINDS, OUTPUTS, Initialization, initialization
 from theory.propagation import Prediction, ensemble_size, predict
+from theory.residual import SMALLEST_SHORTCUT
 
 _CLOSE = 0.005  # relative, of what is solved for
 _SEARCHED = 64  # tokens
@@ -43,8 +45,10 @@ class Recommendation:
     large_shortcut: standard deviation of the stream that enters block 1, against what the paper asks.
     embedding_multiplier: smallest factor on the table's row that meets the budget, and `with_multiplier` the
     architecture that has it. output_gain: largest factor, up to 1, on the standard deviations of the matrices that
-    write into the stream, and `with_gain`. largest_depth: most blocks within the budget, up to four times those there
-    are; `deeper` says whether that is only where the search ended.
+    write into the stream, and `with_gain`. shared_multiplier: smallest factor on the table's row where those standard
+    deviations are also divided by sqrt(2 N), and `with_both`; None too where the budget is met or a rule has N in it
+    already. largest_depth: most blocks within the budget, up to four times those there are; `deeper` says whether that
+    is only where the search ended. growth: class of the amplification in the number of blocks, as it is.
     """
 
     arch: Architecture
@@ -56,8 +60,11 @@ class Recommendation:
     with_multiplier: Architecture | None
     output_gain: float | None
     with_gain: Architecture | None
+    shared_multiplier: float | None
+    with_both: Architecture | None
     largest_depth: int | None
     deeper: bool
+    growth: Growth
 
     @property
     def explanation(self) -> str:
@@ -65,8 +72,13 @@ class Recommendation:
         return "\n".join(_explain(self))
 
 
-def recommend(arch: Architecture, max_amplification: float = 2.0, networks: int | None = None) -> Recommendation:
-    """Judge `arch` and prescribe. networks: as for `predict`, which is called some 15 times.
+def recommend(
+    arch: Architecture,
+    max_amplification: float = 2.0,
+    networks: int | None = None,
+    followed: Callable[[Architecture, Prediction], None] = lambda arch, prediction: None,
+) -> Recommendation:
+    """Judge `arch` and prescribe. networks: as for `predict`, which is called some 20 times; followed: after each.
 
     None: 16, which leave 1 to 2 %, or as few as `predict` needs of a wide model. Of longer sequences than 64 tokens the
     architecture as it is is predicted; what is changed, at 64 tokens, with amplification^2 - 1 in the same proportion.
@@ -80,7 +92,9 @@ def recommend(arch: Architecture, max_amplification: float = 2.0, networks: int 
 
     @cache
     def predicted(changed: Architecture) -> Prediction:
-        return predict(changed, networks=networks)
+        found = predict(changed, networks=networks)
+        followed(changed, found)
+        return found
 
     now = predicted(arch)
     worst, length = _worst(now), min(arch.seq_len, _SEARCHED)
@@ -106,13 +120,17 @@ def recommend(arch: Architecture, max_amplification: float = 2.0, networks: int 
 
     added = max(now.shortcut_std[-1] ** 2 - now.shortcut_std[0] ** 2, 0.0)
     at_one = amplification(_multiplied(arch, 1 / _table_std(arch)))
-    guess = math.sqrt(max(added, 1e-12) / (max_amplification**2 - 1)) / _table_std(arch)
+    guess = _shortcut(added, max_amplification) / _table_std(arch)
     multiplier = smallest(lambda m: _multiplied(arch, m), guess)
     gain: float | None = 1.0
+    shared, scaled = None, _over_depth(arch)
     if worst > max_amplification:
-        first = math.sqrt((max_amplification**2 - 1) / (worst**2 - 1))
-        found = smallest(lambda m: _with_gain(arch, 1 / m), 1 / first)
+        found = smallest(
+            lambda m: _with_gain(arch, 1 / m), _shortcut(added, max_amplification) / _shortcut(added, worst)
+        )
         gain = None if found is None else 1 / found
+        if scaled != arch:
+            shared = smallest(lambda m: _multiplied(scaled, m), guess / math.sqrt(2 * arch.num_layers))
     depth, deeper = _depth(arch, amplification, max_amplification)
     return Recommendation(
         arch,
@@ -129,8 +147,11 @@ def recommend(arch: Architecture, max_amplification: float = 2.0, networks: int 
         None if multiplier is None else _multiplied(arch, multiplier),
         gain,
         None if gain is None else _with_gain(arch, gain),
+        shared,
+        None if shared is None else _multiplied(scaled, shared),
         depth,
         deeper,
+        growth(arch),
     )  # fmt: skip
 
 
@@ -193,14 +214,26 @@ def _multiplied(arch: Architecture, multiplier: float) -> Architecture:
 
 def _with_gain(arch: Architecture, gain: float) -> Architecture:
     """`arch` with that factor on the standard deviation of the matrices that write into the stream."""
+    return _with_outputs(arch, sp.Float(gain), f"times {gain:.4g}")
+
+
+def _over_depth(arch: Architecture) -> Architecture:
+    """`arch` with those divided by sqrt(2 N), as GPT-2 and Megatron have them; itself where it has such a factor."""
+    on_depth = any(arch.rule(kind).has(s.N, s.layer) for kind in OUTPUTS)
+    return arch if on_depth else _with_outputs(arch, 1 / sp.sqrt(2 * s.N), "over sqrt(2 N)")
+
+
+def _with_outputs(arch: Architecture, factor: sp.Expr, how: str) -> Architecture:
     scheme = initialization(arch.initialization)
-    rules = dict(scheme.std) | {kind: scheme.rule(kind) * sp.Float(gain) for kind in OUTPUTS}
-    return replace(
-        arch,
-        initialization=Initialization(
-            f"{scheme.name}, outputs times {gain:.4g}", scheme.default, rules, "recommended", dict(scheme.truncation)
-        ),
-    )
+    rules = dict(scheme.std) | {kind: scheme.rule(kind) * factor for kind in OUTPUTS}
+    name, truncation = f"{scheme.name}, outputs {how}", dict(scheme.truncation)
+    return replace(arch, initialization=Initialization(name, scheme.default, rules, "recommended", truncation))
+
+
+def _shortcut(added: float, amplification: float) -> float:
+    """The closed form: standard deviation of the stream at which a stack that adds that variance amplifies so much."""
+    values = {s.N: 1, s.delta: max(added, 1e-12), s.amplification: amplification}
+    return float(SMALLEST_SHORTCUT.subs(values))
 
 
 def _smallest(amplification: Callable[[float], float], guess: float, budget: float) -> float | None:
@@ -274,22 +307,32 @@ def _explain(r: Recommendation) -> list[str]:
             f"{name:17} {holds}: {requirement.meaning} is {requirement.number:.3g} ({sign} {requirement.limit:g})"
         )
     lines.append("")
-    if r.embedding_multiplier is None:
+    if r.with_multiplier is None:
         lines.append("No embedding multiplier meets the budget: the sub-layers are too large, or a norm hides it.")
     else:
-        std = r.embedding_multiplier * _table_std(r.arch)
-        lines.append(
-            f"Embedding multiplier: at least {r.embedding_multiplier:.4g} (standard deviation {std:.3g} after it)."
-        )
-    if r.output_gain is None:
+        lines.append(_embedding_line("Embedding multiplier", r.embedding_multiplier, arch))
+    if r.with_gain is None:
         lines.append("No gain on the residual outputs meets the budget.")
-    elif r.output_gain < 1:
-        lines.append(
-            f"Or: multiply the initial standard deviation of {' and '.join(OUTPUTS)} by at most {r.output_gain:.3g}."
-        )
+    elif r.output_gain != 1:
+        lines.append(f"Or: {_outputs_line(r.with_gain)} at most (times {r.output_gain:.3g}).")
+    if r.with_both is not None:
+        lines.append(f"Or both: {_outputs_line(r.with_both)} (over sqrt(2 N), as in GPT-2)")
+        lines.append(_embedding_line("    and embedding multiplier", r.shared_multiplier, arch))
     if r.largest_depth is None:
         lines.append("Depth: even one block is above the budget.")
     else:
         more = " or more" if r.deeper else ""
-        lines.append(f"Depth: the scheme as it is stands {r.largest_depth} blocks{more} (it has {r.arch.num_layers}).")
+        lines.append(f"Depth: the scheme as it is stands {r.largest_depth} blocks{more} (it has {arch.num_layers}).")
+    lines.append(f"With more blocks the amplification goes like: {r.growth.formula} (derive {r.growth.topic}).")
+    lines += ["", "All of this is of the initialisation; what training makes of it, `python -m verify train` measures."]
     return lines
+
+
+def _embedding_line(what: str, multiplier: float | None, arch: Architecture) -> str:
+    assert multiplier is not None
+    return f"{what}: at least {multiplier:.4g} (standard deviation {multiplier * _table_std(arch):.3g} after it)."
+
+
+def _outputs_line(changed: Architecture) -> str:
+    """Of the first block, if they differ."""
+    return "initial std of " + " and of ".join(f"{kind} {changed.std(kind)[0]:.3g}" for kind in OUTPUTS)

@@ -45,6 +45,24 @@ def test_the_recommended_changes_meet_the_budget_and_hardly_less_does(initializa
     assert worst(_with_gain(arch, 1.05 * found.output_gain)) > 1.8
     assert found.largest_depth is None or found.largest_depth < arch.num_layers
     assert f"{found.embedding_multiplier:.4g}" in found.explanation and "ABOVE" in found.explanation
+    for kind in ("attention.output", "feed_forward.down"):
+        assert f"{kind} {found.output_gain * arch.std(kind)[0]:.3g}" in found.explanation
+    assert f"goes like: {found.growth.formula}" in found.explanation
+
+
+def test_both_changes_together_share_the_work():
+    """Under xavier; megatron and gpt2 have the depth factor already."""
+    arch = replace(SMALL, initialization="xavier", norm_epsilon=1e-3)
+    found = recommend(arch, 1.8, networks=8)
+    assert worst(found.with_both) <= 1.8
+    for kind in ("attention.output", "feed_forward.down"):
+        np.testing.assert_allclose(found.with_both.std(kind), arch.std(kind) / math.sqrt(24))
+    less = _multiplied(found.with_both, 0.95 * found.shared_multiplier)
+    assert worst(less) > 1.8
+    assert f"multiplier: at least {found.shared_multiplier:.4g}" in found.explanation
+    for other in (replace(arch, initialization="gpt2"), replace(arch, block="rezero")):
+        found = recommend(other, 1.8, networks=4)
+        assert found.shared_multiplier is None and found.with_both is None and "Or both" not in found.explanation
 
 
 def test_the_papers_two_requirements_are_told_apart():
