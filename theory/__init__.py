@@ -4,6 +4,7 @@ from theory.activation import Activation
 from theory.architecture import Architecture
 from theory.attention_scheme import AttentionScheme
 from theory.block import Block
+from theory.block_requirements import Requirement, large_shortcut, small_sublayers
 from theory.bounds import Bound, bound
 from theory.derivation import Derivation, Step, derive
 from theory.embedding import Embedding
@@ -24,11 +25,14 @@ __all__ = [
     "LogitBound",
     "Prediction",
     "Recommendation",
+    "Requirement",
     "Step",
     "bound",
     "derive",
+    "large_shortcut",
     "logit_bounds",
     "predict",
     "proxy",
     "recommend",
+    "small_sublayers",
 ]

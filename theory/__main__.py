@@ -1,4 +1,4 @@
-"""The command line of the theory: list | derive TOPIC | atlas | predict | bound | recommend | growth.
+"""The command line of the theory: list | derive TOPIC | atlas | predict | bound | recommend | requirements | growth.
 
 Exit status 0: done; 1: a check failed; 2: wrong usage, with one line that names the field, the value and the choices.
 """
@@ -91,6 +91,15 @@ class RecommendOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class RequirementsOptions:
+    """Judge the two requirements, small sub-layers and a large shortcut, and say what meets them in every block."""
+
+    arch: ArchitectureFlags = dataclasses.field(default_factory=ArchitectureFlags)
+    """the model"""
+    preset: Preset = None
+
+
+@dataclasses.dataclass(frozen=True)
 class GrowthOptions:
     """How the gradient amplification grows with depth, for every block with this model's other settings."""
 
@@ -110,6 +119,7 @@ Command = (
     | Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[BoundOptions, tyro.conf.subcommand("bound")]
     | Annotated[RecommendOptions, tyro.conf.subcommand("recommend")]
+    | Annotated[RequirementsOptions, tyro.conf.subcommand("requirements")]
     | Annotated[GrowthOptions, tyro.conf.subcommand("growth")]
 )
 
@@ -123,6 +133,7 @@ def main(arguments: list[str] | None = None) -> int:
         Predict: _predict,
         BoundOptions: _bound,
         RecommendOptions: _recommend,
+        RequirementsOptions: _requirements,
         GrowthOptions: _growth,
     }
 
@@ -256,6 +267,25 @@ def _recommend(options: RecommendOptions) -> int:
         )
         for kind in ("embedding", *small.matrices, *(() if small.tied else ("head",))):
             print(f"  {kind:<22}{small.std(kind)[0]:.4g}")
+    return 0
+
+
+def _requirements(options: RequirementsOptions) -> int:
+    from theory.block import BLOCKS
+    from theory.block_requirements import LEVERS, effects, large_shortcut, small_sublayers
+
+    arch = architecture(options.arch)
+    small, large = small_sublayers(arch), large_shortcut(arch)
+    for name, sign, found in (("small sub-layers", "<=", small), ("large shortcut", ">=", large)):
+        holds = "holds" if found.holds else "FAILS"
+        print(f"{name:17} {holds}: {found.meaning} is {found.number:.3g} ({sign} {found.limit:g})")
+        print(f"{'':17} met by {found.met_by}")
+    print("\nWhat a sub-layer's excess does in every block, this model's other settings given:\n")
+    columns = ("smaller outputs", "smaller W_V, W_1", "larger embedding, first addition", "larger embedding, later")
+    print(f"| {' | '.join(('block', *columns))} |\n{'|---' * 5}|")
+    for scheme in BLOCKS:
+        other = dataclasses.replace(arch, block=scheme)
+        print(f"| {' | '.join((scheme, *(effects(other, lever) for lever in LEVERS)))} |")
     return 0
 
 

@@ -26,6 +26,19 @@ FEED_FORWARD = s.norm_2 * s.slope_inner * s.lipschitz * s.norm_1
 GATED = s.norm_2 * s.slope_inner * (s.lipschitz * s.largest_up * s.norm_g + s.largest_active * s.norm_1)
 BRANCH = s.slope_post * s.branch_factor * s.slope_out * s.slope_in * s.part_norm
 
+_NARROW = sp.sqrt(s.d) + sp.sqrt(s.num_kv_heads * s.d_head)
+_WIDE = sp.sqrt(s.d) + sp.sqrt(s.d_ff)
+GAUSSIAN = {
+    s.norm_Q: (s.sigma_Q, 2 * sp.sqrt(s.d)),
+    s.norm_K: (s.sigma_K, _NARROW),
+    s.norm_V: (s.sigma_V, _NARROW),
+    s.norm_O: (s.sigma_O, 2 * sp.sqrt(s.d)),
+    s.norm_1: (s.sigma_1, _WIDE),
+    s.norm_g: (s.sigma_g, _WIDE),
+    s.norm_2: (s.sigma_2, _WIDE),
+}
+"""of each matrix's norm: its entries' standard deviation, and what that is multiplied by in expectation"""
+
 _HEADS_OF = (
     s.d_head, s.num_heads, s.num_kv_heads, s.temperature, s.steepness, s.norm_P, s.column_sum, s.norm_Q, s.norm_K,
     s.norm_V, s.length_q, s.length_k, s.length_v, s.slope_q, s.slope_k, s.slope_v,
@@ -110,12 +123,7 @@ def attention_variants_bound() -> tuple[Step, ...]:
         equation(m, std * sp.sqrt(s.d * s.d_head))
         for m, std in ((s.length_q, s.sigma_Q), (s.length_k, s.sigma_K), (s.length_v, s.sigma_V))
     ]
-    narrow = sp.sqrt(s.d) + sp.sqrt(s.num_kv_heads * s.d_head)
-    norms = [
-        equation(s.norm_Q, 2 * sp.sqrt(s.d) * s.sigma_Q),
-        equation(s.norm_K, s.sigma_K * narrow),
-        equation(s.norm_V, s.sigma_V * narrow),
-    ]
+    norms = [equation(norm, sp.Mul(*GAUSSIAN[norm])) for norm in (s.norm_Q, s.norm_K, s.norm_V)]
     return (
         Step(
             equation(sp.Derivative(size * sp.tanh(logit / size), logit), 1 - sp.tanh(logit / size) ** 2),

@@ -61,6 +61,7 @@ sigma_y = _positive("sigma_x'", "standard deviation of the stream that enters th
 sigma_0 = _positive("sigma_0", "standard deviation of the stream that enters block 1", "stream unit")
 sigma_1 = _positive("sigma_1", "standard deviation of the entries of W_1, feed_forward.up")
 sigma_2 = _positive("sigma_2", "standard deviation of the entries of W_2, feed_forward.down", "stream unit")
+sigma_g = _positive("sigma_g", "standard deviation of the entries of W_g, feed_forward.gate")
 sigma_Q = _positive("sigma_Q", "standard deviation of the entries of W_Q, attention.query")
 sigma_K = _positive("sigma_K", "standard deviation of the entries of W_K, attention.key")
 sigma_V = _positive("sigma_V", "standard deviation of the entries of W_V, attention.value")
@@ -68,6 +69,11 @@ sigma_O = _positive("sigma_O", "standard deviation of the entries of W_O, attent
 sigma_S = _positive("sigma_S", "standard deviation of an attention logit about its row's mean", "nats")
 sigma_W = _positive("sigma_W", "standard deviation of the entries of a Gaussian matrix W")
 lipschitz = _positive("Lambda_F", "Lipschitz constant of the activation, sup |F'|")
+activation_gain = _positive(
+    "phi_F",
+    "root mean square of what the activation returns over that of its input; less its mean where a norm takes it",
+)
+at_zero = _non_negative("F_0", "size of the activation at 0, |F(0)|")
 delta = _positive("delta", "variance that one block adds to the stream", "stream unit squared")
 variance = _positive("nu", "variance of a token's coordinates in the stream", "stream unit squared")
 correlation = _non_negative("rho", "mean correlation of two tokens of a sequence in the stream")
@@ -93,6 +99,7 @@ C_ffn = _positive("C_ffn", "feed-forward constant, (sqrt d + sqrt d_ff)^2", "coo
 C_attn = _positive("C_attn", "attention constant, 2 sqrt(d) ||J^Z||")
 norm_P = _positive("pi_P", "spectral norm of a head's attention matrix P over the T positions")
 column_sum = _positive("c_P", "largest column sum of a head's attention matrix P")
+row_length = _non_negative("m_P", "length of a row of a head's attention matrix; 1/sqrt(T) where it attends evenly")
 gradient_above = _positive("g_u", "root mean square of a gradient's coordinates above a norm", "nats")
 gradient_rms = _positive("g_x", "root mean square of a gradient's coordinates in the stream", "nats / stream unit")
 adam_epsilon = _positive("epsilon_A", "number Adam adds to the root of its second moment", "nats / stream unit")
@@ -125,6 +132,8 @@ length_z = _non_negative("m_z", "length of a token that attention or the head re
 steepness = _positive("kappa", "steepest slope of the clip on probabilities, high - low; 1 where there is none")
 largest_up = _positive("u_max", "largest entry of W_1 z in a gated unit")
 largest_active = _positive("F_max", "largest entry of F(W_g z) in a gated unit")
+extreme = _positive("l_max", "largest entry of a gated unit over the standard deviation of its entries")
+input_factor = _positive("c_in", "factor on the sub-layer's input, after the norm where there is one")
 shortcut_factor = _positive("a_s", "factor on the shortcut")
 branch_factor = _non_negative("b_s", "factor on the sub-layer's output")
 part_norm = _non_negative("J_part", "bound on the norm of the sub-layer's own Jacobian")

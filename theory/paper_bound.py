@@ -97,7 +97,7 @@ def _feed_forward(arch: Architecture, layer: int, size: float) -> tuple[float, f
     norm = {"gate": 0.0} | {name: typical_norm(arch, f"feed_forward.{name}", layer) for name in kinds}
     largest = math.sqrt(2 * math.log(2 * width * arch.seq_len)) * math.sqrt(d) * size
     slope, at_zero = feed_forward.lipschitz(scheme), abs(scheme.at_zero)
-    rms, hidden = _hidden(arch, std["up"] * math.sqrt(d) * size, std["gate"] * math.sqrt(d) * size)
+    rms, hidden = hidden_size(arch, std["up"] * math.sqrt(d) * size, std["gate"] * math.sqrt(d) * size)
     inner = 1.0
     if arch.normed("inner", "feed_forward"):
         inner = _slope(arch, hidden)
@@ -109,8 +109,9 @@ def _feed_forward(arch: Architecture, layer: int, size: float) -> tuple[float, f
     return own, std["down"] * math.sqrt(width) * rms
 
 
-def _hidden(arch: Architecture, up: float, gate: float) -> tuple[float, float]:
-    """Of F(u), or of F(g) u: the root mean square, and what a norm of it divides by, without its epsilon."""
+def hidden_size(arch: Architecture, up: float, gate: float) -> tuple[float, float]:
+    """Of F(u), or of F(g) u, u and g Gaussian of these standard deviations: the root mean square, and what a norm of it
+    divides by, without its epsilon."""
     scheme = activation(arch.activation)
     nodes, weights, _ = hermite_quadrature()
     values = scheme.numeric[0]((gate if scheme.gated else up) * nodes)

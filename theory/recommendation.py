@@ -15,7 +15,7 @@ import sympy as sp
 from theory import notation as s
 from theory.architecture import Architecture
 from theory.block import block
-from theory.conditions import SMALLEST_STD
+from theory.block_requirements import Requirement, large_shortcut
 from theory.embedding import Embedding, embedding
 from theory.growth import Growth, growth
 from theory.initialization import MATRIX_KINDS, OUTPUTS, Initialization, initialization
@@ -27,22 +27,12 @@ _SEARCHED = 64  # tokens
 
 
 @dataclass(frozen=True)
-class Requirement:
-    """One of the two requirements of arXiv 2312.16903: whether it holds, its number and the limit to that."""
-
-    holds: bool
-    number: float
-    limit: float
-    meaning: str
-
-
-@dataclass(frozen=True)
 class Recommendation:
     """What `recommend` found. None stands for: no value of that would do.
 
     amplification: predicted for the architecture as it is, largest gradient norm of any place over the last one's.
     small_sublayers: the same of the stack behind an embedding of standard deviation 1, against the budget.
-    large_shortcut: standard deviation of the stream that enters block 1, against what the paper asks.
+    large_shortcut: as `theory.large_shortcut` has it, of the stream that `predict` has enter block 1.
     embedding_multiplier: smallest factor on the table's row that meets the budget, and `with_multiplier` the
     architecture that has it. output_gain: largest factor, up to 1, on the standard deviations of the matrices that
     write into the stream, and `with_gain`. shared_multiplier: smallest factor on the table's row where those standard
@@ -139,10 +129,7 @@ def recommend(
         Requirement(
             at_one <= max_amplification, at_one, max_amplification, "amplification behind an embedding of std 1"
         ),
-        Requirement(
-            bool(now.shortcut_std[0] >= SMALLEST_STD), float(now.shortcut_std[0]), SMALLEST_STD,
-            "standard deviation of the stream that enters block 1",
-        ),
+        large_shortcut(arch, float(now.shortcut_std[0])),
         multiplier,
         None if multiplier is None else _multiplied(arch, multiplier),
         gain,

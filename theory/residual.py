@@ -44,6 +44,47 @@ def chain() -> tuple[Step, ...]:
     )
 
 
+@topic("The chain of any additions, no two alike")
+def unequal_chain() -> tuple[Step, ...]:
+    """S additions of any arrangement, the k-th with the bound c_k (1 + r_k), c_k its shortcut's: the factor a, over
+    what a norm on the sum divides by. The topic `chain` is the case of equal blocks whose shortcuts count 1."""
+    first, last, after, addition = sp.symbols("g_0 g_S g_next J_next", nonnegative=True)
+    gain = sp.Symbol("G_S", nonnegative=True)
+    count, k = (sp.Symbol(name, integer=True, positive=True) for name in ("S", "k"))
+    shortcut, excess = (sp.Function(name, nonnegative=True) for name in ("c", "r"))
+    bound = shortcut(k) * (1 + excess(k))
+    product = sp.Product(bound, (k, 1, count))
+    so_far = sp.Le(first, gain * last)
+    one = sp.Le(last, addition * after)
+    following = bound.subs(k, count + 1)
+    hypothesis = sp.Le(addition, following)
+    r = s.excess_ffn
+    return (
+        Step(so_far, "hypothesis of the induction: the bound over S additions", kind="given"),
+        Step(one, "one more: ‖A g‖ <= ‖A‖ ‖g‖", SNM + ", the chain [secondary]", kind="cited"),
+        Step(hypothesis, "its own bound", "residual_addition_bound", kind="given"),
+        Step(sp.Le(first, gain * following * after), "over S + 1 additions", using=(so_far, one, hypothesis)),
+        Step(
+            equation(product * following, sp.Product(bound, (k, 1, count + 1))),
+            "so if G_S is the product of S bounds, the next is that of S + 1",
+            instances=lambda statement: ((statement.subs(count, n), f"S = {n}") for n in (1, 2, 3)),
+        ),
+        Step(equation(product.subs(count, 1), bound.subs(k, 1)), "and one addition has its own: it holds for every S"),
+        Step(
+            equation(product, sp.Product(shortcut(k), (k, 1, count)) * sp.Product(1 + excess(k), (k, 1, count))),
+            "shortcuts and excesses apart",
+            instances=lambda statement: ((statement.subs(count, n), f"S = {n}") for n in (1, 2, 3)),
+        ),
+        Step(equation(sp.Product(1 + r, (k, 1, count)), (1 + r) ** count), "equal additions: a power, as in the chain"),
+        Step(
+            sp.Le(sp.log(1 + r), r),
+            "of each addition, so the product of the 1 + r_k is at most the exponential of the sum of the r_k",
+            "chain",
+            kind="lemma",
+        ),
+    )
+
+
 @topic("Growth of the stream, and the telescoping product")
 def telescoping() -> tuple[Step, ...]:
     """Each block adds delta to the variance. Where its backward gain per unit equals its forward gain (identity and

@@ -92,6 +92,17 @@ def test_recommend(capsys: pytest.CaptureFixture[str], tied: bool, scale: str) -
     assert list(std) == names + ["head"] * (not tied) and set(std.values()) == {"0.1581"}
 
 
+def test_requirements(capsys: pytest.CaptureFixture[str]) -> None:
+    """Post-LN's table of std 0.02 is hidden; He's feed-forward layer is too large: 9 d times 2 / sqrt(d 4 d)."""
+    flags = ["--arch.block", "post_ln", "--arch.initialization", "he", "--arch.embedding", "0.01"]
+    assert main(["requirements", *SMALL, *flags, "--arch.activation", "relu"]) == 0
+    small, outputs, large, shortcut, *_ = capsys.readouterr().out.splitlines()
+    assert small.startswith("small sub-layers  FAILS: ") and small.endswith(", at a shortcut of 1 is 13.2 (<= 1)")
+    assert outputs.strip().startswith("met by smaller attention.output, attention.value, feed_forward.down, feed_f")
+    assert large.startswith("large shortcut    holds: ") and large.endswith(" is 1 (>= 0.5)")
+    assert shortcut.strip().startswith("met by a larger shortcut factor; ")
+
+
 def test_growth(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["growth", "--arch.initialization", "small", "--arch.activation", "relu"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]

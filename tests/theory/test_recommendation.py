@@ -73,6 +73,14 @@ def test_the_papers_two_requirements_are_told_apart():
     assert not large.small_sublayers.holds and large.large_shortcut.holds
 
 
+def test_a_norm_on_the_sum_asks_for_no_large_embedding():
+    """Of std sqrt(2 / (5 d)), which pre-LN's requirement is the number of."""
+    post, pre = (recommend(replace(SMALL, num_layers=2, block=b), 2.0, networks=4) for b in ("post_ln", "pre_ln"))
+    assert post.large_shortcut.holds and post.large_shortcut.number == pytest.approx(1, rel=1e-6)
+    assert "large shortcut    holds" in post.explanation
+    assert not pre.large_shortcut.holds and pre.large_shortcut.number == pytest.approx((2 / 640) ** 0.5, rel=0.02)
+
+
 def test_a_stack_that_adds_nothing_stands_any_depth():
     found = recommend(replace(SMALL, block="rezero"), 1.5, networks=4)
     assert found.amplification == pytest.approx(1, abs=1e-3) and found.deeper and found.largest_depth == 48
