@@ -207,7 +207,7 @@ def requirements_of_blocks() -> tuple[Step, ...]:
     starts = ", ".join(scheme.name for scheme in BLOCKS.values() if scheme.branch.is_zero)
     steps = [
         Step(equation(sp.Limit(EXCESS, s.shortcut_factor, sp.oo), 0), "a larger shortcut factor: in every block"),
-        Step(equation(sp.Limit(EXCESS, s.branch_factor, 0), 0), f"a smaller branch factor: likewise; {starts} starts so"),
+        Step(equation(sp.Limit(EXCESS, s.branch_factor, 0), 0), f"a smaller branch factor: likewise ({starts})"),
     ]  # fmt: skip
     for scheme in BLOCKS.values():
         ratio = scheme.branch / scheme.shortcut

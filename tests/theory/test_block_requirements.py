@@ -82,6 +82,8 @@ def test_the_shortcut_that_counts(std: float) -> None:
     assert numbers.pop("rezero") == math.inf
     deep_scale = numbers.pop("deep_scale_lm")  # its stream shrinks by sqrt(1 - 1/(2N)) a sub-layer
     assert (3 / 4) ** 1.5 * std <= deep_scale <= std * (1 + 1e-9)
+    gated = replace(SMALL, block="post_ln", activation="geglu")  # whose excess grows with the stream, 1 here too
+    assert large_shortcut(gated, std).number == pytest.approx(1.0, rel=1e-6)
     assert numbers and all(value == pytest.approx(std, rel=1e-9) for value in numbers.values())
 
 
