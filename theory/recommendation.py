@@ -15,7 +15,7 @@ import sympy as sp
 from theory import notation as s
 from theory.architecture import Architecture
 from theory.block import block
-from theory.block_requirements import Requirement, large_shortcut
+from theory.block_requirements import Requirement, large_shortcut, small_sublayers
 from theory.embedding import Embedding, embedding
 from theory.growth import Growth, growth
 from theory.initialization import MATRIX_KINDS, OUTPUTS, Initialization, initialization
@@ -126,8 +126,9 @@ def recommend(
         arch,
         max_amplification,
         worst,
-        Requirement(
-            at_one <= max_amplification, at_one, max_amplification, "amplification behind an embedding of std 1"
+        replace(
+            small_sublayers(arch), holds=at_one <= max_amplification, number=at_one, limit=max_amplification,
+            meaning="amplification behind an embedding of std 1",
         ),
         large_shortcut(arch, float(now.shortcut_std[0])),
         multiplier,
@@ -293,6 +294,8 @@ def _explain(r: Recommendation) -> list[str]:
         lines.append(
             f"{name:17} {holds}: {requirement.meaning} is {requirement.number:.3g} ({sign} {requirement.limit:g})"
         )
+        if not requirement.holds:
+            lines.append(f"{'':17} met by {requirement.met_by}")
     lines.append("")
     if r.with_multiplier is None:
         lines.append("No embedding multiplier meets the budget: the sub-layers are too large, or a norm hides it.")

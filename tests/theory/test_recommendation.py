@@ -71,6 +71,7 @@ def test_the_papers_two_requirements_are_told_apart():
     assert scaled.small_sublayers.holds and scaled.large_shortcut.holds and scaled.output_gain == 1
     large = recommend(replace(SMALL, embedding="unit", initialization="he"), 2.0, networks=8)
     assert not large.small_sublayers.holds and large.large_shortcut.holds
+    assert "met by smaller attention.output" in large.explanation and "met by a larger embedding" in vanilla.explanation
 
 
 def test_a_norm_on_the_sum_asks_for_no_large_embedding():
