@@ -20,9 +20,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import sympy as sp
 
-from theory import Architecture
+from theory import Architecture, function_of
 from theory import notation as s
 from theory.activation import ACTIVATIONS
 from theory.dual_activation import dual_activation
@@ -65,12 +64,8 @@ def block(
 def rows(norm: str, positions: str, heads: int) -> list[str]:
     """The table's lines of one arrangement, a line a span of blocks."""
     turned = np.mean(1 - np.cos(rope_angles(2, D_HEAD)[1]))
-    derived = sp.lambdify(
-        s.correlation,
-        (KEY_GAIN if positions == "none" else TURNED_KEY_GAIN).subs(
-            {s.query_gain: GAIN, s.key_gain: GAIN, s.turned: turned}
-        ),
-    )
+    gain = KEY_GAIN if positions == "none" else TURNED_KEY_GAIN
+    derived = function_of(gain.subs({s.query_gain: GAIN, s.key_gain: GAIN, s.turned: turned}), s.correlation)
     rng, kernel, spans = np.random.default_rng(0), 0.4 * np.eye(2), SPANS[norm]
     apart, ratios, goals, tied = [], [], [], []
     for _ in range(spans[-1]):

@@ -8,6 +8,7 @@ from theory.block_requirements import Requirement, large_shortcut, small_sublaye
 from theory.bounds import Bound, bound
 from theory.derivation import Derivation, Step, derive
 from theory.embedding import Embedding
+from theory.function_of import function_of
 from theory.initialization import Initialization
 from theory.logit_bound import LogitBound, logit_bounds
 from theory.propagation import Prediction, predict
@@ -29,6 +30,7 @@ __all__ = [
     "Step",
     "bound",
     "derive",
+    "function_of",
     "large_shortcut",
     "logit_bounds",
     "predict",

@@ -5,15 +5,16 @@ attention with its variants or a feed-forward layer, gated or not. arXiv 2312.16
 """
 
 from collections.abc import Callable
-from functools import lru_cache
 
 import numpy as np
 import sympy as sp
+from numpy.typing import ArrayLike
 
 from theory import attention, feed_forward
 from theory import notation as s
 from theory.derivation import Step, equation, topic
 from theory.feed_forward import SNM
+from theory.function_of import function_of
 
 _GROUP = sp.sqrt(s.num_heads / s.num_kv_heads)
 _SCORE = s.temperature * s.steepness / sp.sqrt(s.d_head)
@@ -39,44 +40,24 @@ GAUSSIAN = {
 }
 """of each matrix's norm: its entries' standard deviation, and what that is multiplied by in expectation"""
 
-_HEADS_OF = (
-    s.d_head, s.num_heads, s.num_kv_heads, s.temperature, s.steepness, s.norm_P, s.column_sum, s.norm_Q, s.norm_K,
-    s.norm_V, s.length_q, s.length_k, s.length_v, s.slope_q, s.slope_k, s.slope_v,
-)  # fmt: skip
+heads_bound = function_of(HEADS)
+"""The bound on ‖J^Z‖ as a function of arrays, by name: those of the symbols in `theory.notation`."""
+_LAYER = (s.norm_1, s.norm_2, s.norm_g, s.lipschitz, s.largest_up, s.largest_active, s.slope_inner)
+_plain, _gated = (function_of(layer, *_LAYER) for layer in (FEED_FORWARD, GATED))
+_column_sum = function_of(attention.COLUMN_SUM, s.T, s.sigma_S)
+_averaging = function_of(attention.AVERAGING, s.T, s.sigma_S, s.column_sum)
 
 
-@lru_cache(maxsize=1)
-def heads_bound() -> Callable[..., float]:
-    """The bound on ‖J^Z‖ as a function of numbers, by keyword: the symbols' names in `theory.notation`."""
-    compiled = sp.lambdify(_HEADS_OF, HEADS, "math")
-    return lambda **sizes: compiled(*(sizes[str(symbol)] for symbol in _HEADS_OF))
+def feed_forward_bound_of(gated: bool) -> Callable[..., np.ndarray]:
+    """The bound on the feed-forward layer's own Jacobian as a function of arrays, by name as `heads_bound`."""
+    return _gated if gated else _plain
 
 
-@lru_cache(maxsize=2)
-def feed_forward_bound_of(gated: bool) -> Callable[..., float]:
-    """The bound on the feed-forward layer's own Jacobian as a function of numbers, by keyword as `heads_bound`."""
-    symbols = (s.norm_1, s.norm_2, s.norm_g, s.lipschitz, s.largest_up, s.largest_active, s.slope_inner)
-    compiled = sp.lambdify(symbols, GATED if gated else FEED_FORWARD, "math")
-    return lambda **sizes: compiled(*(sizes[str(symbol)] for symbol in symbols))
-
-
-@lru_cache(maxsize=1024)
-def attention_matrix_bounds(length: int, logit_std: float) -> tuple[float, float]:
-    """(pi_P, c_P) of `theory.attention.attention_matrix` for Gaussian logits over that many tokens."""
-    logit_std = min(logit_std, 10.0)  # where both minima have long reached their other branch
-    averaging, column_sum = _attention_matrix()
-    column = float(column_sum(length, logit_std))
-    return float(averaging(length, logit_std, column)), column
-
-
-@lru_cache(maxsize=1)
-def _attention_matrix() -> tuple[Callable[..., float], Callable[..., float]]:
-    modules = [{"harmonic": lambda length: float((1 / np.arange(1, length + 1)).sum())}, "math"]
-    sizes = (s.T, s.sigma_S)
-    return (
-        sp.lambdify((*sizes, s.column_sum), attention.AVERAGING, modules),
-        sp.lambdify(sizes, attention.COLUMN_SUM, modules),
-    )
+def attention_matrix_bounds(length: ArrayLike, logit_std: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """(pi_P, c_P) of `theory.attention.attention_matrix` for Gaussian logits over that many tokens, of arrays."""
+    logit_std = np.minimum(logit_std, 10.0)  # where both minima have long reached their other branch
+    column = _column_sum(length, logit_std)
+    return _averaging(length, logit_std, column), column
 
 
 @topic("The bound of one residual addition in every arrangement")

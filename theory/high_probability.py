@@ -197,7 +197,7 @@ def _attention(
     if arch.positions != "alibi":
         averaging = min(averaging, 2 * above_even)
     steepness = 1.0 if scheme.clip is None else scheme.clip[1] - scheme.clip[0]
-    heads = heads_bound()(
+    heads = heads_bound(
         d_head=arch.d_head, h=arch.num_heads, h_kv=arch.kv_heads, tau=scheme.temperature, kappa=steepness,
         pi_P=averaging, c_P=column, nu_Q=query.norm, nu_K=key.norm, nu_V=value.norm, m_q=length["query"],
         m_k=length["key"], m_v=length["value"], s_q=slope["query"], s_k=slope["key"], s_v=slope["value"],

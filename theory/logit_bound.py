@@ -6,9 +6,7 @@ what tells the variants apart: a norm before the matrices, a norm after them, a 
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import sympy as sp
@@ -19,11 +17,15 @@ from theory.attention import ROOT
 from theory.attention_scheme import attention_scheme
 from theory.block import block
 from theory.derivation import Step, equation, topic
+from theory.function_of import function_of
 
 _ROOT_HEAD = sp.sqrt(s.d_head)
 ATTENTION = s.temperature * s.length_q * s.length_k / _ROOT_HEAD
 CAPPED = s.cap * sp.tanh(ATTENTION / s.cap)
 OUTPUT = s.logit_scale * s.length_w * s.length_z
+_LENGTHS = (s.d_head, s.temperature, s.length_q, s.length_k)
+_attention, _capped = function_of(ATTENTION, *_LENGTHS), function_of(CAPPED, *_LENGTHS, s.cap)
+_output = function_of(OUTPUT, s.logit_scale, s.length_w, s.length_z)
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,9 @@ def logit_bounds(arch: Architecture, shortcut_std: np.ndarray | None = None) -> 
     length = {name: _largest_head(arch, f"attention.{name}") * size for name in ("query", "key")}
     if "query" in scheme.normed:
         length = dict.fromkeys(length, np.full(arch.num_layers, math.sqrt(arch.d_head)))
-    attention, capped, output = _compiled()
-    limits = attention(arch.d_head, scheme.temperature, length["query"], length["key"])
+    limits = _attention(arch.d_head, scheme.temperature, length["query"], length["key"])
     if scheme.cap is not None:
-        limits = capped(arch.d_head, scheme.temperature, length["query"], length["key"], scheme.cap)
+        limits = _capped(arch.d_head, scheme.temperature, length["query"], length["key"], scheme.cap)
     row = float(arch.std("embedding" if arch.tied else "head")[0])
     longest = row * (math.sqrt(d) + math.sqrt(2 * math.log(arch.vocab_size)))
     last = math.sqrt(d) * (1.0 if output_capped else float(shortcut_std[-1]))
@@ -72,7 +73,7 @@ def logit_bounds(arch: Architecture, shortcut_std: np.ndarray | None = None) -> 
     grows = ("gains" if scheme.spectral else "weights") + ("" if input_capped else stream)
     grows = "nothing" if scheme.cap is not None else "scales" if "query" in scheme.normed else grows
     return LogitBound(
-        limits, float(output(arch.logit_scale, longest, last)), grows, "weights" + ("" if output_capped else stream)
+        limits, float(_output(arch.logit_scale, longest, last)), grows, "weights" + ("" if output_capped else stream)
     )
 
 
@@ -80,16 +81,6 @@ def _largest_head(arch: Architecture, kind: str) -> np.ndarray:
     """Norm of one head's part of that matrix, float64[num_layers]; the whole acts with norm 1 under sigma_reparam."""
     norm = arch.effective_std(kind) * (math.sqrt(arch.d_model) + math.sqrt(arch.d_head))
     return np.minimum(norm, 1.0) if attention_scheme(arch.attention).spectral else norm
-
-
-@lru_cache(maxsize=1)
-def _compiled() -> tuple[Callable[..., np.ndarray], Callable[..., np.ndarray], Callable[..., float]]:
-    lengths = (s.d_head, s.temperature, s.length_q, s.length_k)
-    return (
-        sp.lambdify(lengths, ATTENTION, "numpy"),
-        sp.lambdify((*lengths, s.cap), CAPPED, "numpy"),
-        sp.lambdify((s.logit_scale, s.length_w, s.length_z), OUTPUT, "math"),
-    )
 
 
 @topic("Who can explode: the limits of the logits")

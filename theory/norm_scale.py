@@ -5,10 +5,8 @@ A norm divides by sqrt(sigma_x^2 + epsilon), forward and backward. Small streams
 their own size, down to where Adam's epsilon is larger than it: claim SSP-9 of Wortsman et al., arXiv 2309.14322.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import sympy as sp
 
 from theory import notation as s
@@ -16,6 +14,7 @@ from theory.block import block
 from theory.conditions import embedding_std
 from theory.derivation import Step, equation, topic
 from theory.embedding import embedding
+from theory.function_of import function_of
 from theory.initialization import INITIALIZATIONS, Initialization
 from theory.matrix_algebra import Norm
 from theory.normalization import LAYER_NORM
@@ -145,36 +144,14 @@ def last_norm_gradient() -> tuple[Step, ...]:
     )
 
 
-def _numeric(expression: sp.Expr, *symbols: sp.Symbol) -> Callable[..., np.ndarray]:
-    return sp.lambdify(symbols, expression, modules="numpy")
-
-
-_KEPT_VARIANCE = _numeric(KEPT_VARIANCE, s.sigma_x, s.epsilon)
-_KEPT_GAIN = _numeric(KEPT_GAIN, s.sigma_x, s.epsilon)
-_GRADIENT = _numeric(GRADIENT, s.gradient_above, s.sigma_x, s.epsilon, s.d)
-_ADAM_STEP = _numeric(ADAM_STEP, s.gradient_rms, s.adam_epsilon)
-
-
-def normed_variance(std: np.ndarray | float, epsilon: np.ndarray | float) -> np.ndarray:
-    """Variance of a token of standard deviation `std` after a norm; 1 where epsilon takes nothing."""
-    return _KEPT_VARIANCE(std, epsilon)
-
-
-def kept_gain(std: np.ndarray | float, epsilon: np.ndarray | float) -> np.ndarray:
-    """The norm's gain on gradients, 1 / sqrt(std^2 + epsilon), over its limit 1 / std."""
-    return _KEPT_GAIN(std, epsilon)
-
-
-def stream_gradient(
-    above: np.ndarray | float, std: np.ndarray | float, epsilon: np.ndarray | float, d_model: np.ndarray | int
-) -> np.ndarray:
-    """Root mean square of the gradient in a stream of that standard deviation below a LayerNorm; above: above it."""
-    return _GRADIENT(above, std, epsilon, d_model)
-
-
-def adam_step(gradient_rms: np.ndarray | float, adam_epsilon: np.ndarray | float) -> np.ndarray:
-    """Size of Adam's step over the learning rate for a gradient of constant size and sign: 1 far above epsilon."""
-    return _ADAM_STEP(gradient_rms, adam_epsilon)
+normed_variance = function_of(KEPT_VARIANCE, s.sigma_x, s.epsilon)
+"""Variance of a token of standard deviation sigma_x after a norm; 1 where epsilon takes nothing."""
+kept_gain = function_of(KEPT_GAIN, s.sigma_x, s.epsilon)
+"""The norm's gain on gradients, 1 / sqrt(sigma_x^2 + epsilon), over its limit 1 / sigma_x."""
+stream_gradient = function_of(GRADIENT, s.gradient_above, s.sigma_x, s.epsilon, s.d)
+"""Root mean square of the gradient in a stream of standard deviation sigma_x below a LayerNorm; g_u: above it."""
+adam_step = function_of(ADAM_STEP, s.gradient_rms, s.adam_epsilon)
+"""Size of Adam's step over the learning rate for a gradient of constant size and sign: 1 far above epsilon."""
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def _attention(arch: Architecture, layer: int, size: float) -> tuple[float, floa
     averaging, column = attention_matrix_bounds(arch.seq_len, scheme.temperature * entry["query"] * entry["key"])
     length = {name: math.sqrt(arch.d_head) * value for name, value in entry.items()}
     low, high = scheme.clip or (0.0, 1.0)
-    heads = heads_bound()(
+    heads = heads_bound(
         d_head=arch.d_head, h=arch.num_heads, h_kv=arch.kv_heads, tau=scheme.temperature, kappa=high - low,
         pi_P=averaging, c_P=column, nu_Q=norm["query"], nu_K=norm["key"], nu_V=norm["value"],
         m_q=length["query"], m_k=length["key"], m_v=length["value"],
