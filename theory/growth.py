@@ -27,6 +27,7 @@ from theory.dual_expression import dual_tables, kinked_line, line_at_infinity, t
 from theory.embedding import EMBEDDINGS, Embedding
 from theory.initialization import INITIALIZATIONS, Initialization, initialization
 from theory.score_path import KEPT
+from theory.solved_recursion import CONSTANT_GROWTH
 from theory.token_mixing import token_mixing
 
 KINDS = (
@@ -219,31 +220,29 @@ def _order(expression: sp.Expr, symbol: sp.Symbol) -> sp.Expr:
 
 
 def _additive(forth: sp.Expr, kappa: sp.Expr, decay: sp.Expr, fixed: float) -> Growth:
-    """The stream gains `forth` a block and loses the share decay / N of itself; d log g^2 = kappa d log nu."""
+    """The stream gains `forth` a block and loses the share decay / N of itself; the gradient gains kappa forth / nu."""
     p, r = _order(forth, s.N), _order(forth, s.layer)
-    power, sigma = 1 - p - r, s.sigma_0**2
-    if decay != 0:
-        goal = sp.limit(s.N * forth / decay, s.N, sp.oo)
-        if goal.is_infinite:
-            return _power(power, kappa, fixed)
-        last = goal + (sigma - goal) * sp.exp(-decay)
-        value = (last / sigma) ** (kappa / 2) * sp.exp(decay * (kappa - 1) / 2 if goal else 0)
-        value = value if goal else sp.exp(-decay / 2)
-        why = "over all blocks the shortcut multiplies the stream by a factor that depth does not change"
-        return Growth("constant", 0.0, 0.0, sp.simplify(value), why, "affine_growth", fixed)
+    power = 1 - p - r
     if power > 0 and r < 1:
         return _power(power, kappa, fixed)
     if r == 1 and p == 0:
         why = "block n writes a variance of order 1 / n, so the stream's grows like log N"
         return Growth("logarithm", float(kappa / 2), 0.0, sp.log(s.N) ** (kappa / 2), why, "harmonic_growth", fixed)
-    written = sp.S.Zero
+    written, why = sp.S.Zero, "what all blocks write vanishes"
     if power == 0 and r < 1:
+        y = sp.Symbol("y", positive=True)  # (n / N)^(1 - r)
+        received = sp.Integral(sp.exp(decay * y ** (1 / (1 - r))), (y, 0, 1))
         written = sp.limit(forth.subs(s.layer, s.N) * s.N, s.N, sp.oo) / (1 - r)
+        written *= received.doit() if r * decay == 0 else received.evalf()
+        why = "all blocks together write a variance that depth does not change"
     elif p == 0:
-        written = sp.Sum(forth, (s.layer, 1, sp.oo))
-    value = (1 + written / sigma) ** (kappa / 2)
-    why = "all blocks together write a variance that depth does not change" if written else "what all write vanishes"
-    return Growth("constant", 0.0, 0.0, value, why, "additive_growth", fixed)
+        written = sp.Sum(forth, (s.layer, 1, sp.oo)).evalf()
+        why = "the first blocks write most of a variance that depth does not change"
+        why += "" if kappa == 1 else "; gains that differ are worth a little less than the value"
+    numbers = {s.forward_gain: 1, s.backward_gain: kappa, s.written_in_all: written, s.shortcut_loss: decay}
+    value = sp.sqrt(CONSTANT_GROWTH).subs(numbers)
+    topic = "affine_growth" if decay else "additive_growth"
+    return Growth("constant", 0.0, 0.0, sp.simplify(value), why, topic, fixed)
 
 
 def _power(power: sp.Expr, kappa: sp.Expr, fixed: float) -> Growth:

@@ -92,6 +92,12 @@ near_tie_rate = _positive(
 )
 forward_gain = _positive("w", "variance that a sub-layer writes into the stream", "stream unit squared")
 backward_gain = _positive("beta", "what a sub-layer adds to the gradient's square, times the stream's variance")
+shortcut_loss = _positive("c_a", "what all shortcuts take off the stream's variance, N (1 - alpha) for N -> oo")
+written_in_all = _positive(
+    "w_Sigma",
+    "variance that all blocks write, each over the share that the shortcuts before it leave",
+    "stream unit squared",
+)
 participation = _positive("h_A", "mean over positions of the summed squares of a row of the attention matrix")
 column_square = _positive("k_A", "mean over positions of the squared column sum of the attention matrix")
 amplification = _symbol("a", "amplification, gradient norm at block 1 over that after block N", positive=True)

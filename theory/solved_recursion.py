@@ -1,7 +1,8 @@
 """The two-number recursion solved over N blocks, where a block's gains w (forward) and beta (backward) are constant.
 
 Written variance adds up under a norm, so the stream is v_0 + N w, v_0 + w H_N or relaxes geometrically, and the squared
-gradient is the product of 1 + beta / nu, a quotient of Gamma functions that grows like N^(beta / w).
+gradient is the product of 1 + beta / nu, a quotient of Gamma functions that grows like N^(beta / w). Where the two
+gains differ and there is no such closed form, its limit of many blocks is derived.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,9 @@ import sympy as sp
 
 from theory import notation as s
 from theory.derivation import Step, equation, topic
+from theory.function_of import function_of
 
+_QUARTER = sp.Rational(1, 4)
 _V0, _W, _BETA, _A = s.sigma_0**2, s.forward_gain, s.backward_gain, s.shortcut_square
 KAPPA = _BETA / _W
 ADDITIVE = _V0 + s.N * _W
@@ -25,6 +28,10 @@ HARMONIC = _V0 + _W * sp.harmonic(s.N)
 AFFINE = _W + (_V0 - _W) * _A**s.N
 NORMED_GROWTH = ((_A + _BETA) / (_A + _W)) ** s.N
 MULTIPLICATIVE_GROWTH = (1 + _BETA) ** s.N
+CONSTANT_GROWTH = sp.exp(-s.shortcut_loss) * (1 + s.written_in_all / _V0) ** KAPPA
+"""squared gradient growth for N -> oo where the blocks' gains and the shortcuts' losses are of order 1 / N"""
+AFFINE_WRITTEN = _W * (sp.exp(s.shortcut_loss) - 1)
+AFFINE_GROWTH = CONSTANT_GROWTH.subs(s.written_in_all, AFFINE_WRITTEN)
 ARGUMENTS = (s.N, s.sigma_0, _W, _BETA, _A)
 
 
@@ -49,15 +56,8 @@ class Solution:
             lambda e: e.is_Function and e.func == sp.log and e.args[0].func == sp.gamma,
             lambda e: sp.loggamma(*e.args[0].args),
         )
-        roots = [sp.sqrt(self.stream).rewrite(sp.digamma), sp.exp(logarithm / 2).rewrite(sp.digamma)]
-        function = sp.lambdify(ARGUMENTS, roots, modules=["scipy", "numpy"])
-
-        def broadcast(*values: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
-            arrays = np.broadcast_arrays(*(np.asarray(value, np.float64) for value in values))
-            std, amplification = (np.broadcast_to(found, arrays[0].shape) for found in function(*arrays))
-            return std, amplification
-
-        return broadcast
+        std, growth = (function_of(root, *ARGUMENTS) for root in (sp.sqrt(self.stream), sp.exp(logarithm / 2)))
+        return lambda *values: (std(*values), growth(*values))
 
 
 SOLUTIONS = {
@@ -73,8 +73,14 @@ SOLUTIONS = {
 def additive_growth() -> tuple[Step, ...]:
     """Pre-LN without a depth factor, and norms on the output. Squared gradient growth; the amplification is its root:
     N^(kappa / 2), and exactly sqrt(1 + N w / sigma_0^2) where beta = w (identity, ReLU). Where all blocks together
-    write c, it tends to (1 + c / sigma_0^2)^(kappa / 2). N stands for a real number in the limits."""
-    x = sp.Symbol("x", positive=True)
+    write c, it tends to (1 + c / sigma_0^2)^(kappa / 2), if each writes a share that vanishes; if a few write most of
+    it, then kappa >= 1 makes that an upper bound. N stands for a real number in the limits."""
+    x, more = sp.symbols("x k", positive=True)
+    fading = sp.Symbol("q", positive=True)  # order in n, below 1
+    slowly = _V0 + _W * s.N ** (1 - fading) / (1 - fading)
+    faded = equation(
+        sp.Limit(s.N * sp.log(1 + _BETA / s.N**fading / slowly), s.N, sp.oo), KAPPA * (1 - fading)
+    )  # fmt: skip
     next_growth = ADDITIVE_GROWTH.subs(s.N, s.N + 1)
     small = {_W: _W / s.N, _BETA: _BETA / s.N}
     return (
@@ -111,6 +117,17 @@ def additive_growth() -> tuple[Step, ...]:
             ),
             "and with unequal gains, at x = n / N, d log g^2 = beta / nu dx integrates to kappa log(1 + w / sigma_0^2)",
         ),
+        Step(
+            faded,
+            "block n writes of order n^-q: the stream is of order N^(1 - q), the squared gradient its power kappa",
+            instances=lambda step: [(step.subs(fading, q), f"q = {q}") for q in (_QUARTER, 2 * _QUARTER)],
+        ),
+        Step(
+            equation(sp.Derivative((1 + x) ** (1 + more) - (1 + more) * x, x), (1 + more) * ((1 + x) ** more - 1)),
+            "kappa = 1 + k, x = w / nu of any size: the slope is not negative, from 1 at x = 0, so 1 + kappa x is at "
+            "most (1 + x)^kappa, and the squared gradient grows by no more than the stream's power kappa",
+            "Bernoulli",
+        ),
     )  # fmt: skip
 
 
@@ -118,6 +135,7 @@ def additive_growth() -> tuple[Step, ...]:
 def harmonic_growth() -> tuple[Step, ...]:
     """LayerNorm scaling: the amplification is of order (log N)^(kappa / 2). A smooth activation's input shrinks with n,
     so that it acts as the line F'(0) u, whose gains agree: kappa = 1."""
+    x = sp.Symbol("x", positive=True)
     return (
         Step(
             equation(HARMONIC.subs(s.N, s.N + 1).rewrite(sp.digamma), (HARMONIC + _W / (s.N + 1)).rewrite(sp.digamma)),
@@ -133,12 +151,30 @@ def harmonic_growth() -> tuple[Step, ...]:
             "H_N is log N + 0.577 + O(1 / N), so the variance is of order log N",
             "Euler; DLMF 2.10.8",
         ),
-    )
+        Step(
+            equation(sp.Limit((x - sp.log(1 + x)) / x**2, x, 0), sp.Rational(1, 2)),
+            "unequal gains, x = beta / (n nu): block n adds x to log g^2 up to order 1 / (n nu)^2, whose sum is finite",
+        ),
+        Step(
+            equation(sp.Derivative(KAPPA * sp.log(_V0 + _W * sp.log(x)), x), _BETA / (x * (_V0 + _W * sp.log(x)))),
+            "which falls with n, so that its sum is its integral kappa log nu up to a constant: g^2 is of order "
+            "(log N)^kappa",
+            "integral test",
+        ),
+    )  # fmt: skip
 
 
 @topic("Growth where the shortcut forgets: a constant")
 def affine_growth() -> tuple[Step, ...]:
-    """nu' = alpha nu + (1 - alpha) w, DeepScaleLM. With alpha = 1 - 1 / (2N), 2N additions leave a share 1 / e."""
+    """nu' = alpha nu + (1 - alpha) w, DeepScaleLM. With alpha = 1 - 1 / (2N), 2N additions leave a share 1 / e. Where
+    the gains differ, the limit is derived: alpha = 1 - c_a / N, block n writes f(n / N) / N, the gradient gains kappa
+    times that over nu."""
+    x, t = sp.symbols("x t", positive=True)
+    c, write = s.shortcut_loss, sp.Function("f", positive=True)
+    received = sp.Integral(write(t) * sp.exp(c * t), (t, 0, x))
+    stream, growth = sp.exp(-c * x) * (_V0 + received), CONSTANT_GROWTH.subs({s.written_in_all: received, c: c * x})
+    number = sp.Symbol("k", integer=True, nonnegative=True)
+    factor = (_A + (1 - _A) * _BETA / AFFINE).subs(s.N, number).subs(_A, 1 - c / s.N)
     return (
         Step(
             equation(AFFINE.subs(s.N, s.N + 1), _A * AFFINE + (1 - _A) * _W),
@@ -153,7 +189,33 @@ def affine_growth() -> tuple[Step, ...]:
             equation(sp.Limit((1 - 1 / (2 * s.N)) ** (2 * s.N), s.N, sp.oo), sp.exp(-1)),
             "so the amplification tends to sqrt((w + (sigma_0^2 - w) / e) / sigma_0^2)",
         ),
-    )
+        Step(
+            equation(sp.Limit(s.N * sp.log(1 - c / s.N + _BETA / (s.N * s.variance)), s.N, sp.oo),
+                     _BETA / s.variance - c),
+            "unequal gains: at x = n / N, d log g^2 = (beta / nu - c_a) dx",
+        ),
+        Step(
+            equation(sp.Derivative(stream, x), write(x) - c * stream),
+            "the stream solves d nu = (f - c_a nu) dx, in units of what the shortcuts leave it only receives",
+        ),
+        Step(
+            equation(sp.Derivative(sp.log(growth), x), KAPPA * write(x) / stream - c),
+            "and this the gradient's equation, beta = kappa f, from 1 at x = 0: g^2 is "
+            "exp(-c_a) (1 + w_Sigma / sigma_0^2)^kappa at x = 1, w_Sigma what it has received",
+        ),
+        Step(equation(sp.Integral(c * _W * sp.exp(c * t), (t, 0, 1)), AFFINE_WRITTEN), "DeepScaleLM: f = c_a w"),
+        Step(
+            equation(sp.Limit(sp.Product(factor, (number, 0, s.N - 1)), s.N, sp.oo), AFFINE_GROWTH),
+            "so this is its squared growth: the logarithm of the product is a Riemann sum",
+            "Euler's method converges",
+            kind="cited",
+            trial=_many_blocks,
+        ),
+        Step(
+            equation(AFFINE_GROWTH.subs({_BETA: _W, c: 1}), (_W + (_V0 - _W) / sp.E) / _V0),
+            "equal gains give back the stream's own growth",
+        ),
+    )  # fmt: skip
 
 
 @topic("Growth under a norm after every sum: an exponential, or none")
@@ -206,15 +268,23 @@ def no_norm_growth() -> tuple[Step, ...]:
 
 @topic("Gains that agree and gains that do not")
 def gains() -> tuple[Step, ...]:
-    """kappa = q E[F'^2] / E[F^2]: 1 for a line and for ReLU, above 1 for GELU, 2 for a product of two branches that are
-    lines. The closed forms of `theory.dual_expression`."""
+    """kappa = q E[F'^2] / E[F^2]: 1 for a line and for ReLU, above 1 for GELU. A gated layer F(g) u has 1 more, as g
+    and u are independent: 2 for a line and for ReLU, above 2 for GELU. The closed forms of `theory.dual_expression`,
+    and a feed-forward in the map of `theory.closed_form`, of a block without norms."""
     from theory.activation import ACTIVATIONS
     from theory.dual_expression import dual_expression
 
     q, rho = sp.Symbol("q", positive=True), s.correlation
+    g, v = sp.symbols("g v", real=True)
+    of_g, of_v = sp.symbols("q_g q_u", positive=True)
+    density = sp.exp(-(g**2) / (2 * of_g) - v**2 / (2 * of_v)) / (2 * sp.pi * sp.sqrt(of_g * of_v))
     steps = []
-    for name in ("identity", "relu"):
+    for name, least in (("identity", -sp.oo), ("relu", 0)):
         function, slope = dual_expression(ACTIVATIONS[name], q, rho)
+        size, back = (
+            sp.Integral(square * density, (v, -sp.oo, sp.oo), (g, least, sp.oo))
+            for square in ((g * v) ** 2, of_g * v**2 + of_v * g**2)
+        )
         steps += [
             Step(equation(sp.Derivative(function, rho), q * slope), f"{name}: Price's theorem", "Price 1958"),
             Step(
@@ -222,15 +292,48 @@ def gains() -> tuple[Step, ...]:
                 f"{name}: homogeneous of degree 1, so forward and backward gain agree",
                 "Cho and Saul 2009",
             ),
+            Step(
+                equation(back, 2 * size),
+                f"{name}, gated: the squares of both slopes, F'(g) u and F(g), times the variances of g and u, are "
+                "twice the square of F(g) u: kappa = 2",
+            ),
         ]
     function, slope = dual_expression(ACTIVATIONS["gelu"], q, rho)
     ratio = q * slope.subs(rho, 1) / function.subs(rho, 1)
     own = function.subs(rho, 1)
-    steps += [
+    made, gate = _gated_without_norms()
+    return (
+        *steps,
         Step(equation(sp.Limit(ratio, q, 0), 1), "GELU: a small input sees the line u / 2"),
         Step(
             equation(q * slope.subs(rho, 1) - own, q**2 / (2 * sp.pi * sp.sqrt(1 + 2 * q) ** 3)),
             "GELU: the backward gain exceeds the forward gain by this, at any q",
         ),
-    ]
-    return tuple(steps)
+        Step(
+            equation(s.variance * made[2] / made[0], 1 + ratio.subs(q, gate * s.variance)),
+            "GELU, gated, in the two-number map: kappa is 1 more",
+        ),
+    )
+
+
+def _gated_without_norms() -> tuple[tuple[sp.Expr, ...], sp.Expr]:
+    """What GeGLU writes and adds to the gradient in a stack without norms, equal tokens; the gain of its gate."""
+    from theory.architecture import Architecture
+    from theory.closed_form import additions, gain
+
+    arch = Architecture(block="no_norm", activation="geglu", initialization="lecun")
+    alike = {s.correlation: 1, s.gradient_correlation: 1}
+    written = additions(arch)[1].written["feed_forward"]
+    return tuple(term.subs(alike) for term in written), gain(arch, "feed_forward.gate")
+
+
+def _many_blocks() -> tuple[bool, str]:
+    """The product of a million blocks' factors against its limit, at three draws of its four numbers."""
+    blocks, draws = 10**6, ((1.0, 0.5, 0.8, 1.0), (0.3, 1.0, 0.6, 2.0), (2.0, 3.0, 6.0, 0.5))
+    wanted = function_of(AFFINE_GROWTH, s.sigma_0, _W, _BETA, s.shortcut_loss)
+    stream = function_of(AFFINE, s.N, s.sigma_0, _W, _A)
+    errors = []
+    for sigma, w, beta, c in draws:
+        variance = stream(np.arange(blocks), sigma, w, 1 - c / blocks)
+        errors.append(np.sum(np.log1p(c / blocks * (beta / variance - 1))) - np.log(wanted(sigma, w, beta, c)))
+    return bool(np.max(np.abs(errors)) < 1e-5), f"N = {blocks:,}, {len(draws)} draws"

@@ -9,7 +9,7 @@ import sympy as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from theory import Architecture, Block, Initialization
+from theory import Architecture, Block, Initialization, function_of
 from theory.block import BLOCKS
 from theory.closed_form import closed_form
 from theory.derivation import topics
@@ -132,6 +132,30 @@ def test_branches_over_their_number_add_up_to_a_constant() -> None:
     found, wanted = growth(arch), np.sqrt(1 + np.pi**2 / 4)
     assert found.kind == "constant" and float(found.expression.subs(sigma_0, 1)) == pytest.approx(wanted, rel=1e-9)
     assert closed_form(replace(arch, num_layers=2048)).amplification == pytest.approx(wanted, rel=1e-3)
+
+
+_LOSING = sp.sqrt(1 - 1 / (2 * N))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"block": "deep_scale_lm", "initialization": "small", "activation": "gelu"},
+        {"block": "deep_scale_lm"},
+        {"block": "depth_mup", "activation": "geglu"},
+        {"block": Block("mine", shortcut=_LOSING, branch=(N * layer) ** sp.Rational(-1, 4))},
+        {"block": Block("mine", shortcut=_LOSING, branch=1 / layer, parallel=True), "activation": "relu"},
+    ],
+)
+def test_constants_of_unequal_gains_are_numbers_of_the_closed_form(fields: dict[str, Any]) -> None:
+    """One token, so that gains are at their fixed point from the start; what is left is of order 1 / N or its root."""
+    defaults = {"activation": "swiglu", "initialization": "lecun", "embedding": "unit", "seq_len": 1}
+    arch = replace(SMALL, **defaults | {"norm_epsilon": 0.0} | fields)
+    found, few, many = growth(arch), *(closed_form(replace(arch, num_layers=n)) for n in (512, 2048))
+    assert found.kind == "constant"
+    value = float(function_of(found.expression, sigma_0)(many.shortcut_std[0]))
+    left = [abs(np.log(followed.amplification / value)) for followed in (few, many)]
+    assert left[1] < 0.012 and left[1] < 0.6 * left[0]
 
 
 @pytest.mark.parametrize(
