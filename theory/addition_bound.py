@@ -5,6 +5,7 @@ attention with its variants or a feed-forward layer, gated or not. arXiv 2312.16
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import sympy as sp
@@ -48,12 +49,12 @@ _column_sum = function_of(attention.COLUMN_SUM, s.T, s.sigma_S)
 _averaging = function_of(attention.AVERAGING, s.T, s.sigma_S, s.column_sum)
 
 
-def feed_forward_bound_of(gated: bool) -> Callable[..., np.ndarray]:
+def feed_forward_bound_of(gated: bool) -> Callable[..., Any]:
     """The bound on the feed-forward layer's own Jacobian as a function of arrays, by name as `heads_bound`."""
     return _gated if gated else _plain
 
 
-def attention_matrix_bounds(length: ArrayLike, logit_std: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def attention_matrix_bounds(length: ArrayLike, logit_std: ArrayLike) -> tuple[Any, Any]:
     """(pi_P, c_P) of `theory.attention.attention_matrix` for Gaussian logits over that many tokens, of arrays."""
     logit_std = np.minimum(logit_std, 10.0)  # where both minima have long reached their other branch
     column = _column_sum(length, logit_std)

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import sympy as sp
-from numpy.typing import ArrayLike
 
 
-def function_of(expression: sp.Expr, *symbols: sp.Symbol) -> Callable[..., np.ndarray]:
-    """`expression` as a function of numbers and arrays, which broadcast; float64 whatever they are.
+def function_of(expression: sp.Expr, *symbols: sp.Symbol) -> Callable[..., Any]:
+    """`expression` as a function of numbers and arrays, which broadcast; float64, whatever they are.
 
     Its arguments stand for `symbols` in this order, or are given by name as in `theory.notation`; without `symbols`
     they are those of the expression, ordered by name: function_of(AMPLIFICATION)(N=[16, 64], delta=0.5, sigma_0=1.0).
@@ -23,10 +23,10 @@ def function_of(expression: sp.Expr, *symbols: sp.Symbol) -> Callable[..., np.nd
     constant = expression.free_symbols != set(arguments)
 
     @cache
-    def compiled() -> Callable[..., np.ndarray]:
+    def compiled() -> Callable[..., Any]:
         return sp.lambdify(arguments, expression.replace(sp.harmonic, _digamma), modules=["scipy", "numpy"])
 
-    def evaluate(*values: ArrayLike, **named: ArrayLike) -> np.ndarray:
+    def evaluate(*values: Any, **named: Any) -> Any:
         absent = names[len(values) :]
         if len(values) > len(names) or named.keys() != set(absent):
             raise TypeError(f"arguments: must be {', '.join(names)}, got {len(values)} and by name {', '.join(named)}")

@@ -26,7 +26,7 @@ from theory.closed_form import Addition, Pair, additions, closed_form, gain
 from theory.dual_expression import dual_tables, kinked_line, line_at_infinity, tangent_at_zero
 from theory.embedding import EMBEDDINGS, Embedding
 from theory.initialization import INITIALIZATIONS, Initialization, initialization
-from theory.score_path import KEPT
+from theory.score_path import KEPT, KEPT_UNDER_CAP
 from theory.solved_recursion import CONSTANT_GROWTH
 from theory.token_mixing import token_mixing
 
@@ -44,10 +44,11 @@ class Growth:
     kind: one of KINDS. exponent: of N (power), of log N (logarithm), or p in exp(rate N^p), below 1 "stretched", above
     "compressed"; 0 for a constant. rate: per block^p, of an exponential, nan where it has no closed form (c in
     `formula`); 0 otherwise. expression: the behaviour in N and sigma_0 up to a constant factor; of a constant, what the
-    gains at the fixed point give, from which tokens that are not yet alike differ (`closed_form` has the number).
+    gains at the fixed point give, from which tokens not yet alike differ (`closed_form` has the number).
     token_correlation: the fixed point. topic: the derivation. All are of the root of the mean square over
     initialisations; where near-ties of logits decide, a typical network's falls behind at great depth, and explanation
-    says so. "not derived": logits grow and are capped, or gains depend on the depth; exponent and rate are nan, and
+    says so. "not derived": logits grow under a cap that RoPE, ALiBi, a clip or gated layers make uneven, or with gains
+    that depend on the depth; exponent and rate are nan, and
     expression is what the value path alone gives.
     """
 
@@ -289,43 +290,49 @@ def _near_ties(arch: Architecture, value: Growth) -> Growth:
     """Growth where logits grow, so that attention picks one token and near-ties of two carry the gradient.
 
     written: variance that an addition writes. kept: what it writes of the mean square difference of two tokens, of
-    which attention keeps `KEPT` and the feed-forward its backward gain, as of any small difference.
+    which attention keeps `share` and the feed-forward its backward gain, as of any small difference.
     """
-    shortcut, turned = block(arch.block).shortcut ** 2, arch.positions == "rope"
-    scheme = replace(attention_scheme(arch.attention), clip=None)  # a clip leaves 0 and 1 as they are
+    shortcut, scheme = block(arch.block).shortcut ** 2, attention_scheme(arch.attention)
+    capped, uneven = scheme.cap is not None, scheme.clip is not None or arch.positions in ("rope", "alibi")
+    scheme = replace(scheme, clip=None)  # a clip leaves 0 and 1 as they are
     deep = _deep(replace(arch, num_layers=1, embedding="vanilla", attention=scheme))
     steps, alike = additions(deep), (sp.S.One, token_mixing(deep).kept)
+    share = KEPT_UNDER_CAP if capped else KEPT
     written = [_gains(step, *alike)[0] for step in steps]
     kept = [
-        KEPT * _gains(step, *alike, ("attention",))[0] + _gains(step, *alike, ("feed_forward",))[1] for step in steps
+        share * _gains(step, *alike, ("attention",))[0] + _gains(step, *alike, ("feed_forward",))[1] for step in steps
     ]
     logits = [gain(arch, f"attention.{kind}") for kind in ("query", "key")]
     normed = all(deep.hides_length(part) for part in PARTS)
     on_depth = sp.Tuple(shortcut, *written, *logits).free_symbols or (normed and shortcut != 1)
-    if scheme.cap is not None or on_depth:
+    if on_depth or (capped and (uneven or (normed and sum(kept) >= sum(written)))):
         how = "with gains that depend on the depth" if on_depth else "up to a cap"
         why = f"score path: attention logits grow with the stream {how}; the value path alone: {value.formula}"
         return replace(
             value, kind="not derived", exponent=math.nan, rate=math.nan, explanation=why, topic="growing_logits"
         )
+    square = capped or arch.positions == "rope"  # the gain is of order 1 - rho, not of its root
     if normed:
         falls = max(1 - sum(kept) / sum(written), sp.S.Zero)
-        return _tied(1 - falls if turned else 1 - falls / 2, sp.nan, 1.0 if falls else _picked(steps), value)
-    by_block = [shortcut + term for terms in (kept, kept if turned else written) for term in terms]
+        power, fixed = 1 - falls if square else 1 - falls / 2, 1.0 if falls else _picked(steps)
+        return _tied(power, sp.nan, fixed, value, capped)
+    by_block = [shortcut + term for terms in (kept, kept if square else written) for term in terms]
     rate = sp.log(sp.Mul(*by_block)) / 8
-    return _tied(sp.Integer(2), rate, 1.0, value) if rate > 0 else value
+    return _tied(sp.Integer(2), rate, 1.0, value, capped) if rate > 0 else value
 
 
-def _tied(power: sp.Expr, rate: sp.Expr, fixed: float, value: Growth) -> Growth:
+def _tied(power: sp.Expr, rate: sp.Expr, fixed: float, value: Growth, capped: bool) -> Growth:
     """exp(rate N^power), with `value` as what a network without near-ties has."""
     kind = {-1: "stretched exponential", 0: "exponential", 1: "compressed exponential"}[int(sp.sign(power - 1))]
+    ties = "logits below the cap" if capped else "near-ties of two"
     why = (
-        "score path: attention logits grow with the stream; near-ties of two become rarer and worth more, and carry "
-        "the gradient's mean square. A typical network falls behind once its own have run out. The value path alone: "
+        f"score path: attention logits grow with the stream; {ties} become rarer and worth more, and carry the "
+        "gradient's mean square. A typical network falls behind once its own have run out. The value path alone: "
         + value.formula
     )
+    topic = "capped_growth" if capped else "near_tie_growth"
     expression = sp.exp((s.near_tie_rate if rate is sp.nan else rate) * s.N**power)
-    return Growth(kind, float(power), float(rate), expression, why, "near_tie_growth", fixed)
+    return Growth(kind, float(power), float(rate), expression, why, topic, fixed)
 
 
 def _picked(steps: tuple[Addition, ...]) -> float:

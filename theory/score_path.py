@@ -27,6 +27,13 @@ TURNED_KEY_GAIN = KEY_GAIN * sp.sqrt(_ALIKE) / sp.sqrt(_TURNED_ALIKE)
 KEPT = sp.Rational(1, 2)
 """share of two tokens' difference that attention keeps where it picks one token each"""
 
+KEPT_UNDER_CAP = KEPT**2
+"""and where it averages evenly, as under a cap on the logits of like tokens"""
+_Y = sp.Symbol("y", real=True)
+_OTHER = 1 / (1 + sp.exp(s.cap * (1 - _Y)))
+TIE_UNDER_CAP = s.cap * sp.Integral((_OTHER * (1 - _OTHER)) ** 2 * (1 - _Y**2), (_Y, -1, 1))
+KEY_GAIN_UNDER_CAP = 4 * sp.sqrt(_PRODUCT) * _ALIKE * TIE_UNDER_CAP / sp.sqrt(2 * sp.pi)
+
 
 @topic("Logits that grow with the stream: the score path does not fade with depth")
 def growing_logits() -> tuple[Step, ...]:
@@ -149,6 +156,63 @@ def near_tie_growth() -> tuple[Step, ...]:
         Step(
             equation(sp.Limit(stretch * s.N * (s.N + 1) / 4 / s.N**2, s.N, sp.oo), stretch / 4),
             "is exp(c N^2), c = log((1 + w)(1 + beta)) / 8; under RoPE nu (1 - rho) = D makes it log(1 + beta) / 4",
+        ),
+    )  # fmt: skip
+
+
+@topic("Growth where logits grow with the stream and are capped: a weaker stretched exponential")
+def capped_growth() -> tuple[Step, ...]:
+    """A soft cap on logits of any size. One query, two keys, positions that do not turn keys and have no bias. Logits
+    are at one of the two ends of the cap but for those near 0, whose share falls like 1 / nu; like tokens are at the
+    same end, so attention averages evenly. Where tokens stay apart (gated layers) they are not, and RoPE sets an angle
+    between equal keys: neither is derived."""
+    logit, ratio = sp.Symbol("l", positive=True), 1 - _Y**2
+    bent = s.cap * sp.tanh(logit / s.cap)
+    stream = {s.forward_gain: 2, s.backward_gain: KEPT_UNDER_CAP + 1}
+    size, apart = ADDITIVE.subs(stream), stream[s.backward_gain]
+    relative = s.N * (sp.log(1 + apart / size) - sp.log(1 + 2 / size))
+    slope = sp.Derivative(bent, logit)
+    near = 1 / sp.sqrt(2 * sp.pi * _PRODUCT * s.variance**2)
+    by_key, values = _PRODUCT * s.variance, 2 * _ALIKE
+    tie = sp.Symbol("I_cap", positive=True)
+    return (
+        Step(equation(sp.Limit(bent, logit, sp.oo), s.cap), "a large logit is at an end of the cap"),
+        Step(
+            equation(sp.Limit(sp.acos(s.correlation) / sp.pi, s.correlation, 1, "-"), 0),
+            "the logits of two keys with correlation rho have different signs with this probability (Sheppard 1899): "
+            "none, for like tokens",
+        ),
+        Step(
+            equation((1 - sp.Rational(1, 2)) ** 2, KEPT_UNDER_CAP),
+            "so attention averages evenly. Differences from the first token are mapped by a triangular matrix with "
+            "1 / t on its diagonal, the second token's the largest: 1/4 of a mean square difference is kept",
+        ),
+        Step(
+            equation(sp.Limit(relative, s.N, sp.oo), -sp.Rational(3, 8)),
+            "output norms: a block adds 2 to nu and 1/4 + 1 of the difference over nu, 1 - rho falls like n^(-3/8)",
+        ),
+        Step(
+            equation(slope, ratio.subs(_Y, bent / s.cap)),
+            "the cap's slope, with y = tanh(l / c_cap) for what is left of a logit",
+        ),
+        Step(
+            equation(sp.Derivative(s.cap * sp.atanh(_Y), _Y), s.cap / ratio),
+            "a logit is Gaussian of standard deviation g nu, so near 0 y has the density 1 / (sqrt(2 pi) g nu) times "
+            "this",
+        ),
+        Step(
+            equation(tie, TIE_UNDER_CAP),
+            "over which the squares of both slopes, softmax's and cap's, are integrated, the other logit at an end",
+            kind="given",
+        ),
+        Step(
+            equation(2 * near * tie * by_key * values, KEY_GAIN_UNDER_CAP.subs(TIE_UNDER_CAP, tie)),
+            "for each of two keys that, times |d l / d x_i|^2 = g_Q g_K nu and the values' difference: of order "
+            "1 - rho, free of nu, and as much again through the query",
+        ),
+        Step(
+            equation(sp.Integral(_X ** sp.Rational(-3, 8), (_X, 0, s.N)), sp.Rational(8, 5) * s.N ** sp.Rational(5, 8)),
+            "which adds up to this in the log of the squared gradient. Without norms: nu (1 - rho) = D, as under RoPE",
         ),
     )  # fmt: skip
 

@@ -169,7 +169,10 @@ def test_constants_of_unequal_gains_are_numbers_of_the_closed_form(fields: dict[
         ({"seq_len": 1}, "N^0.50"),
         ({"attention": "qk_norm"}, "N^0.50"),
         ({"initialization": "zero_output"}, "constant"),
+        ({"attention": "soft_cap", "positions": "none"}, "exp(c N^0.625)"),
+        ({"attention": "soft_cap", "positions": "none", "activation": "swiglu"}, "not derived: score path"),
         ({"attention": "soft_cap"}, "not derived: score path"),
+        ({"attention": "soft_cap", "positions": "alibi"}, "not derived: score path"),
         ({"block": Block("mine", pre_norm=False, output_norm=True, branch=N ** sp.Rational(-1, 4))},
          "not derived: score path"),
     ],
@@ -178,7 +181,7 @@ def test_near_ties_under_output_norms(fields: dict[str, Any], formula: str) -> N
     """With inner norms attention writes 0.4 and the feed-forward 1.6, so that 0.2 + 1.6 of 2 are kept."""
     found = growth(replace(SMALL, **{"block": "output_norm"} | fields))
     assert found.formula == formula
-    if found.topic in ("near_tie_growth", "growing_logits"):
+    if found.topic in ("near_tie_growth", "growing_logits", "capped_growth"):
         assert np.isnan(found.rate) and "N^0." in found.explanation
 
 
@@ -200,6 +203,13 @@ def test_near_ties_without_norms(positions: str) -> None:
     assert found.kind == "compressed exponential" and found.exponent == 2
     other = size if positions == "none" else difference
     assert found.rate == pytest.approx(np.log(difference * other) / 8, rel=1e-12)
+
+
+def test_capped_logits_without_norms() -> None:
+    """Attention averages evenly and keeps a quarter of a difference, of 0.16; ReLU 0.32."""
+    found = growth(replace(SMALL, block="no_norm", positions="none", attention="soft_cap"))
+    assert (found.kind, found.exponent, found.topic) == ("compressed exponential", 2, "capped_growth")
+    assert found.rate == pytest.approx(np.log(1.04 * 1.32) / 4, rel=1e-12)
 
 
 def test_what_stays_apart_where_attention_picks() -> None:
