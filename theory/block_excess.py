@@ -5,7 +5,6 @@ what its norm sees. arXiv 2312.16903, equations 15 and 20 [secondary], are the c
 typical rows, as in `theory.paper_bound`, which has the same bound as numbers alone.
 """
 
-from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -28,6 +27,7 @@ from theory.architecture import Architecture
 from theory.attention_scheme import attention_scheme
 from theory.derivation import Step, equation, topic
 from theory.feed_forward import SNM
+from theory.function_of import function_of
 from theory.paper_bound import hidden_size, typical_norm
 
 EXCESS = BRANCH / (s.slope_post * s.shortcut_factor)
@@ -107,15 +107,12 @@ def at_gaussian_norms(arch: Architecture, piece: str) -> sp.Expr:
 
 def evaluate(expression: sp.Expr, sizes: dict[sp.Symbol, float]) -> float:
     """Its value at those sizes; nan or inf where it divides by a size of 0."""
-    symbols, compiled = _compiled(expression)
+    needed = {str(symbol): sizes[symbol] for symbol in expression.free_symbols}
     with np.errstate(all="ignore"):
-        return float(compiled(*(np.float64(sizes[symbol]) for symbol in symbols)))
+        return float(_function(expression)(**needed))
 
 
-@lru_cache(maxsize=1024)
-def _compiled(expression: sp.Expr) -> tuple[tuple[sp.Symbol, ...], Callable[..., float]]:
-    symbols = tuple(sorted(expression.free_symbols, key=str))
-    return symbols, sp.lambdify(symbols, expression, "numpy")
+_function = lru_cache(maxsize=1024)(function_of)
 
 
 def sizes(arch: Architecture, layer: int, std: float, even: bool = False) -> dict[sp.Symbol, float]:

@@ -78,7 +78,7 @@ def test_capped_gains_do_not_depend_on_the_stream(cap: float) -> None:
 
 
 def test_like_tokens_under_a_cap_are_averaged_evenly() -> None:
-    """Two tokens, a cap of 4, 200 heads a block under output norms: 1 - rho falls like n^(-3/8), a little steeper before.
+    """Two tokens, a cap of 4, 200 heads a block, output norms: 1 - rho falls like n^(-3/8), a little steeper before.
 
     Where attention picks one token instead it is -1/4 (`benchmarks/near_ties.py`).
     """
