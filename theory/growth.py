@@ -70,7 +70,7 @@ class Growth:
             "double exponential": "exp(2^N)",
             "not derived": "not derived: score path",
         }
-        rate = "c" if math.isnan(self.rate) else f"{self.rate:.4f}"
+        rate = "c" if math.isnan(self.rate) else f"{self.rate:.2g}"
         power = "" if self.exponent == 1 else f"^{self.exponent:.3g}"
         return formulas.get(self.kind, f"exp({rate} N{power})")
 
