@@ -269,8 +269,7 @@ def no_norm_growth() -> tuple[Step, ...]:
 @topic("Gains that agree and gains that do not")
 def gains() -> tuple[Step, ...]:
     """kappa = q E[F'^2] / E[F^2]: 1 for a line and for ReLU, above 1 for GELU. A gated layer F(g) u has 1 more, as g
-    and u are independent: 2 for a line and for ReLU, above 2 for GELU. The closed forms of `theory.dual_expression`,
-    and a feed-forward in the map of `theory.closed_form`, of a block without norms."""
+    and u are independent: 2 for a line and for ReLU, above 2 for GELU. The closed forms of `theory.dual_expression`."""
     from theory.activation import ACTIVATIONS
     from theory.dual_expression import dual_expression
 
@@ -279,7 +278,7 @@ def gains() -> tuple[Step, ...]:
     of_g, of_v = sp.symbols("q_g q_u", positive=True)
     density = sp.exp(-(g**2) / (2 * of_g) - v**2 / (2 * of_v)) / (2 * sp.pi * sp.sqrt(of_g * of_v))
     steps = []
-    for name, least in (("identity", -sp.oo), ("relu", 0)):
+    for name, least, part in (("identity", -sp.oo, 1), ("relu", 0, sp.Rational(1, 2))):
         function, slope = dual_expression(ACTIVATIONS[name], q, rho)
         size, back = (
             sp.Integral(square * density, (v, -sp.oo, sp.oo), (g, least, sp.oo))
@@ -292,16 +291,16 @@ def gains() -> tuple[Step, ...]:
                 f"{name}: homogeneous of degree 1, so forward and backward gain agree",
                 "Cho and Saul 2009",
             ),
+            Step(equation(size, part * of_g * of_v), f"{name}, gated: variance of F(g) u, g and u independent"),
             Step(
-                equation(back, 2 * size),
-                f"{name}, gated: the squares of both slopes, F'(g) u and F(g), times the variances of g and u, are "
-                "twice the square of F(g) u: kappa = 2",
+                equation(back, 2 * part * of_g * of_v),
+                "the squares of both slopes, F'(g) u and F(g), times the variances of g and u: twice that, kappa = 2",
             ),
         ]
     function, slope = dual_expression(ACTIVATIONS["gelu"], q, rho)
     ratio = q * slope.subs(rho, 1) / function.subs(rho, 1)
     own = function.subs(rho, 1)
-    made, gate = _gated_without_norms()
+    square, steep = sp.symbols("m_F m_slope", positive=True)
     return (
         *steps,
         Step(equation(sp.Limit(ratio, q, 0), 1), "GELU: a small input sees the line u / 2"),
@@ -310,21 +309,10 @@ def gains() -> tuple[Step, ...]:
             "GELU: the backward gain exceeds the forward gain by this, at any q",
         ),
         Step(
-            equation(s.variance * made[2] / made[0], 1 + ratio.subs(q, gate * s.variance)),
-            "GELU, gated, in the two-number map: kappa is 1 more",
+            equation((of_g * steep * of_v + of_v * square) / (square * of_v), 1 + of_g * steep / square),
+            "any gated layer, with m_F = E[F^2] and m_slope = E[F'^2]: kappa is 1 more than that of F",
         ),
     )
-
-
-def _gated_without_norms() -> tuple[tuple[sp.Expr, ...], sp.Expr]:
-    """What GeGLU writes and adds to the gradient in a stack without norms, equal tokens; the gain of its gate."""
-    from theory.architecture import Architecture
-    from theory.closed_form import additions, gain
-
-    arch = Architecture(block="no_norm", activation="geglu", initialization="lecun")
-    alike = {s.correlation: 1, s.gradient_correlation: 1}
-    written = additions(arch)[1].written["feed_forward"]
-    return tuple(term.subs(alike) for term in written), gain(arch, "feed_forward.gate")
 
 
 def _many_blocks() -> tuple[bool, str]:

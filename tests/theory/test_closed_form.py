@@ -139,3 +139,15 @@ def test_every_architecture_has_one(block, initialization, embedding, activation
     assert found.shortcut_std.shape == found.gradient_ratio.shape == (arch.num_sublayers + 1,)
     assert np.all(found.shortcut_std > 0) and found.gradient_ratio[-1] == 1
     assert np.all((found.token_correlation >= 0) & (found.token_correlation <= 1))
+
+
+@pytest.mark.parametrize(("gated", "plain"), [("swiglu", "silu"), ("geglu", "gelu")])
+def test_a_gate_adds_one_to_backward_over_forward_gain(gated: str, plain: str) -> None:
+    """kappa of `derive("gains")`, of equal tokens behind a norm."""
+    kappas = []
+    for name in (gated, plain):
+        arch = Architecture(block="pre_ln", activation=name, initialization="lecun", seq_len=1)
+        step = additions(arch)[1]
+        size, _, own, _ = (float(value) for value in step.compiled(*step.written["feed_forward"])(1, 1, 1, 1, 1, 0))
+        kappas.append(own / size)
+    assert kappas[1] > 1.01 and kappas[0] == pytest.approx(1 + kappas[1], rel=1e-9)
