@@ -261,13 +261,14 @@ def _exponential(ratios: list[sp.Expr], fixed: float, topic: str, why: str) -> G
     if any(limits):
         rate = sp.log(sp.Mul(*(1 + term for term in limits))) / 2
         return Growth("exponential", 1.0, float(rate), sp.exp(rate * s.N), why, topic, fixed)
-    for p in (sp.Rational(1, 4), sp.Rational(1, 2), sp.Rational(3, 4), sp.S.One):  # log(1 + x) is x in the limit
-        rate = sum(sp.limit(sp.simplify(term * s.N**p), s.N, sp.oo) for term in excess) / 2
-        if rate != 0 and rate.is_finite:
-            value = sp.exp(rate * s.N ** (1 - p))
-            if p == 1:
-                return Growth("constant", 0.0, 0.0, value, why, topic, fixed)
-            return Growth("stretched exponential", float(1 - p), float(rate), value, why, topic, fixed)
+    total = sp.simplify(sum(excess))  # log(1 + x) is x in the limit
+    p = _order(total, s.N) if total != 0 else sp.oo
+    if p <= 1:
+        rate = sp.limit(sp.simplify(total * s.N**p), s.N, sp.oo) / 2
+        value = sp.exp(rate * s.N ** (1 - p))
+        if p == 1:
+            return Growth("constant", 0.0, 0.0, value, why, topic, fixed)
+        return Growth("stretched exponential", float(1 - p), float(rate), value, why, topic, fixed)
     return Growth("constant", 0.0, 0.0, sp.S.One, why + "; what a block adds vanishes faster than 1 / N", topic, fixed)
 
 
