@@ -66,9 +66,12 @@ class SchemeProperty:
 
     def __call__(self) -> None:
         __tracebackhide__ = True
-        from verify.properties import check
+        from verify.properties import SchemeError, check
 
-        (result,) = check(self.scheme, limits=self.limits, only=[self.name], **self.fields).results
+        try:
+            (result,) = check(self.scheme, limits=self.limits, only=[self.name], **self.fields).results
+        except SchemeError as error:
+            pytest.fail(str(error), pytrace=False)
         if result.violation is not None:
             pytest.fail(result.violation.text(), pytrace=False)
         if result.outcome == "not applicable":

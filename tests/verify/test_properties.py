@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import models
+from models.initialization import assemble
 from theory import Architecture, Embedding, Initialization
 from theory.block import BLOCKS
 from theory.embedding import EMBEDDINGS
@@ -25,6 +26,7 @@ from verify.properties import (
     PROPERTIES,
     Limits,
     Model,
+    SchemeError,
     Violation,
     architectures,
     as_scheme,
@@ -221,8 +223,6 @@ def test_predictions_are_held_to_what_is_drawn():
 
 
 def _times(factor, params):
-    from models.initialization import assemble
-
     drawn = params.matrices
     arch = Architecture(num_layers=2, d_model=128, seq_len=8, vocab_size=50)
     return assemble(arch, lambda kind: factor * drawn[kind] if "." in kind else drawn[kind][0])
@@ -325,6 +325,73 @@ def test_what_the_scheme_decides_cannot_be_held():
             Limits(**wrong)
 
 
+def fails_when_deep(arch):
+    if arch.num_layers > 2:
+        raise RuntimeError("my own bug\nin two lines")
+    return jax.nn.initializers.normal(0.02)
+
+
+def test_what_a_scheme_raises_is_one_error_with_its_cause():
+    """During the search; in the replay of what Hypothesis found, the same once more."""
+    of_model = Model(lambda key, arch: models.init(fails_when_deep(arch) and key, arch))
+    for scheme in (fails_when_deep, of_model):
+        said = r"^scheme \w+ raised RuntimeError: my own bug; at Architecture\(num_layers=3, [^\n]*\)$"
+        with pytest.raises(SchemeError, match=said) as found:
+            properties.zero_mean(scheme, limits=Limits(examples=6), num_layers=[1, 3], d_model=8, num_heads=2, d_ff=32)
+        assert isinstance(found.value.__cause__, RuntimeError)
+    with pytest.raises(SchemeError, match="raised RuntimeError"):
+        properties.zero_mean(fails_when_deep, arch=ODD)
+
+
+def raising(key, shape, dtype):
+    raise RuntimeError("at once")
+
+
+def turned(key, shape, dtype):
+    return jax.random.normal(key, shape[::-1], dtype) * (2 / shape[1]) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("scheme", "message"),
+    [
+        (raising, "^scheme raising raised RuntimeError: at once; at Arch"),
+        ("jax.nn.initializers:variance_scaling",
+         r"got a function; variance_scaling\(scale, mode, distribution\) was called with \(key, shape, dtype\): .* def "
+         r"scheme\(\): return variance_scaling\("),
+        ("jax.nn.initializers:constant", r"constant\(value\) was called with \(arch\): .*: return constant\("),
+        (turned, r"scheme turned: feed_forward\.up: expected an array of shape \(8, 32\), got one of \(32, 8\)"),
+    ],
+)  # fmt: skip
+def test_an_initializer_that_gives_no_matrix_is_refused_at_once(scheme, message):
+    with pytest.raises(SchemeError, match=message):
+        as_scheme(scheme, "he")
+
+
+def test_a_transformer_of_other_shapes_is_refused():
+    """Its own transposed fans would be the right ones."""
+
+    def transposed(key, arch):
+        drawn = models.init(key, dataclasses.replace(arch, initialization="he")).matrices
+        turned = {kind: weight.transpose(0, 2, 1) for kind, weight in drawn.items()}
+        return assemble(arch, lambda kind: turned[kind] if "." in kind else turned[kind][0])
+
+    fixed = dataclasses.replace(ODD, num_layers=2)
+    for init, message in (
+        (transposed, r"attention.key: expected an array of shape \(3, 16, 8\), got one of \(3, 8, 16\)$"),
+        (lambda key: models.init(key, fixed), r"attention.key: expected an array of shape \(3, 16, 8\), got one of"),
+        (lambda key: models.init(key, dataclasses.replace(ODD, tied=True)), "expected the matrices .*head.*, got"),
+    ):
+        with pytest.raises(SchemeError, match=message):
+            properties.declared_std(Model(init), arch=ODD, declared="he")
+    assert properties.zero_mean(Model(lambda key: models.init(key, fixed)), arch=fixed).outcome == "tested"
+
+
+def test_a_layout_of_another_shape_is_refused():
+    flat = {"default": lambda key, shape, dtype: jax.random.normal(key, shape[-2:], dtype)}
+    with pytest.raises(SchemeError, match=r"expected an array of shape \(3, 16, 16\), got one of \(16, 16\)"):
+        properties.layouts(flat, arch=ODD, limits=Limits(layouts=("stacked",)))
+
+
 @pytest.mark.parametrize(
     ("scheme", "options", "message"),
     [
@@ -372,6 +439,8 @@ def test_the_command_prints_and_writes_what_it_found(tmp_path, capsys):
     assert main(["check", "lecun", "--only", "zero_mean", "--hold", *sizes]) == 0
     assert main(["check", "lecun", "--hold", "d_model"]) == 2
     assert "hold: expected FIELD=VALUE" in capsys.readouterr().err
+    assert main(["check", "jax.nn.initializers:constant"]) == 2
+    assert capsys.readouterr().err.startswith("error: scheme jax.nn.initializers:constant raised TypeError: ")
 
 
 quietly = settings(max_examples=60, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
@@ -410,6 +479,16 @@ _TESTS = """
 import jax
 import pytest
 
+def broken(key, shape, dtype):
+    if shape[0] == 4:
+        raise RuntimeError("my own bug")
+    return jax.random.normal(key, shape, dtype)
+
+@pytest.mark.initialization_scheme(scheme=broken, d_model=4, num_heads=1)
+def test_broken(scheme_property):
+    if scheme_property.name == "zero_mean":
+        scheme_property()
+
 @pytest.mark.initialization_scheme(scheme=jax.nn.initializers.he_normal(), declared="lecun", d_model=4, num_heads=1,
                                    num_layers=1, d_ff=16, vocab_size=5, seq_len=3)
 def test_mine(scheme_property):
@@ -427,7 +506,9 @@ def test_pytest_runs_a_marked_scheme_and_one_from_its_command_line(tmp_path):
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
 
     marked = run()
-    assert marked.returncode == 1 and f"1 failed, {len(PROPERTIES) - 2} passed, 1 skipped" in marked.stdout
+    assert marked.returncode == 1 and f"2 failed, {2 * len(PROPERTIES) - 3} passed, 1 skipped" in marked.stdout
+    assert "scheme broken raised RuntimeError: my own bug; at Architecture(" in marked.stdout
+    assert "Traceback" not in marked.stdout and "hypothesis" not in marked.stdout
     assert "he_normal" in marked.stdout or "init: declared_std fails" in marked.stdout, marked.stdout
     asked = run(
         "--init-scheme",

@@ -8,7 +8,7 @@ Every property is also a function: `verify.properties.declared_std(scheme, decla
 
 from verify.properties.check import PROPERTIES, Report, check
 from verify.properties.property import THOROUGH, Finding, Limits, Property, Result, Violation
-from verify.properties.scheme import Model, Scheme, as_scheme
+from verify.properties.scheme import Model, Scheme, SchemeError, as_scheme
 from verify.properties.strategies import architectures, embeddings, initializations, token_batches, weights
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Report",
     "Result",
     "Scheme",
+    "SchemeError",
     "Violation",
     "architectures",
     "as_scheme",

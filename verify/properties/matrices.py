@@ -25,7 +25,7 @@ from theory.initialization import MATRIX_KINDS, truncated_std
 from theory.tail_bounds import Tail
 from verify.measurement.measure import QUICK
 from verify.properties.property import Finding, Limits, NotApplicable, Property, Test
-from verify.properties.scheme import Scheme
+from verify.properties.scheme import Scheme, drawn_by
 from verify.properties.strategies import architectures
 
 ENTRIES = 16_384
@@ -369,7 +369,7 @@ def layouts(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits:
             keys = jax.random.split(jax.random.key(seed), copies)
 
             def std(shape: tuple[int, ...], kind: str = kind, keys: Any = keys) -> float:
-                draws = jax.vmap(lambda key: made[kind](key, shape, np.float32))(keys)
+                draws = jax.vmap(lambda key: drawn_by(made[kind], key, shape, f"{scheme.name}: {kind}"))(keys)
                 return float(np.asarray(draws, np.float64).std())
 
             single = std((fan_in, fan_out))

@@ -1,7 +1,8 @@
 """A property of a scheme, the search for an architecture that violates it, and what is known after the search."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -10,14 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 
 from theory import Architecture, Initialization
-from theory.block import BLOCKS
-from theory.embedding import EMBEDDINGS
-from theory.initialization import INITIALIZATIONS
-from verify.properties.scheme import Scheme, as_scheme
+from verify.properties.scheme import Scheme, as_scheme, blamed, described
 
-_REGISTERED: dict[str, Mapping[Any, Any]] = {
-    "block": BLOCKS, "embedding": EMBEDDINGS, "initialization": INITIALIZATIONS,
-}  # fmt: skip
 Outcome = Literal["proven", "tested", "failed", "not applicable"]
 
 
@@ -79,6 +74,10 @@ class NotApplicable(Exception):
     """A test has nothing to say about this scheme, and why."""
 
 
+class _Broken(Exception):
+    """A test raised its argument; Hypothesis adds notes to what it meets."""
+
+
 class Violation(AssertionError):
     """A property does not hold: the smallest architecture found, and what fails there."""
 
@@ -120,15 +119,7 @@ class Violation(AssertionError):
 
     def described(self) -> str:
         """The architecture as Python, without what is at its default and what the scheme decides."""
-        decided = set(self.scheme.fields) if self.scheme.symbolic else {"initialization"}
-        shown = []
-        for field in fields(self.arch):
-            value = getattr(self.arch, field.name)
-            if value != field.default and field.name not in decided:
-                name = getattr(value, "name", None)
-                registered = _REGISTERED.get(field.name, {}).get(name) == value
-                shown.append(f"{field.name}={field.name if name and not registered else repr(name or value)}")
-        return f"Architecture({', '.join(shown)})"
+        return described(self.arch, self.scheme.fields if self.scheme.symbolic else ("initialization",))
 
 
 @dataclass(frozen=True)
@@ -177,7 +168,7 @@ class Property:
 
         fields: of Architecture, held or drawn from.
 
-        Raises Violation, and ValueError for a scheme of no known form.
+        Raises Violation, ValueError for a scheme of no known form, SchemeError for what its code raises.
         """
         made = as_scheme(scheme, declared, distribution)
         result = (
@@ -192,13 +183,19 @@ class Property:
         if reason := self.applies(scheme, limits):
             return Result(self.name, "not applicable", reason=reason)
         arch = scheme.arch(arch)
-        try:
-            finding = self.test(scheme, arch, seed, self.alpha(limits), limits)
-        except NotApplicable as reason:
-            return Result(self.name, "not applicable", reason=str(reason))
-        if finding is None:
+        found = self._found(scheme, arch, seed, limits)
+        if isinstance(found, NotApplicable):
+            return Result(self.name, "not applicable", reason=str(found))
+        if found is None:
             return Result(self.name, "tested", 1)
-        return Result(self.name, "failed", 1, violation=Violation(self.name, scheme, arch, seed, finding, limits))
+        return Result(self.name, "failed", 1, violation=Violation(self.name, scheme, arch, seed, found, limits))
+
+    def _found(self, scheme: Scheme, arch: Architecture, seed: int, limits: Limits) -> "Finding | NotApplicable | None":
+        with nullcontext() if scheme.symbolic else blamed(scheme.name, arch):
+            try:
+                return self.test(scheme, arch, seed, self.alpha(limits), limits)
+            except NotApplicable as reason:
+                return reason
 
     def alpha(self, limits: Limits) -> float:
         """An example's share of the probability of a false alarm."""
@@ -218,7 +215,7 @@ class Property:
         proof = self.prove(scheme, held, limits) if scheme.symbolic else None
         if isinstance(proof, Architecture):
             return self.at(scheme, proof, first_seed, limits)
-        known: dict[tuple[Architecture, int], Finding | None] = {}
+        known: dict[tuple[Architecture, int], Finding | Exception | None] = {}
         deadline = time.monotonic() + limits.seconds
         failed = False
 
@@ -240,24 +237,29 @@ class Property:
                 if failed and time.monotonic() > deadline:
                     reject()
                 try:
-                    known[arch, key] = self.test(scheme, arch, key, self.alpha(limits), limits)
-                except NotApplicable:
-                    raise
-                except Exception:
+                    known[arch, key] = self._found(scheme, arch, key, limits)
+                except Exception as error:
+                    known[arch, key] = error
                     failed, deadline = True, 0.0  # nothing smaller is looked for
-                    raise
-            if (finding := known[arch, key]) is not None:
+            found = known[arch, key]
+            if isinstance(found, Finding):
                 if not failed:
                     failed, deadline = True, time.monotonic() + limits.seconds
-                raise Violation(self.name, scheme, arch, key, finding, limits)
+                raise Violation(self.name, scheme, arch, key, found, limits)
+            if found is not None and not isinstance(found, NotApplicable):
+                raise _Broken(found)
 
         try:
             explore()
         except Violation as violation:
             return Result(self.name, "failed", len(known), violation=violation)
-        except NotApplicable as reason:
-            return Result(self.name, "not applicable", reason=str(reason))
+        except _Broken as broken:
+            (error,) = broken.args
+            raise error from error.__cause__
         except Unsatisfiable as error:
             Architecture(**{name: value for name, value in held.items() if not isinstance(value, list)})
             raise ValueError(f"{self.name}: no architecture fits {held}; hold fewer fields") from error
-        return Result(self.name, "tested" if proof is None else "proven", len(known), proof or "")
+        reasons = [str(found) for found in known.values() if isinstance(found, NotApplicable)]
+        if len(reasons) == len(known):
+            return Result(self.name, "not applicable", reason=reasons[0])
+        return Result(self.name, "tested" if proof is None else "proven", len(known) - len(reasons), proof or "")

@@ -8,8 +8,9 @@ those it is called with.
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
@@ -19,12 +20,43 @@ import jax.numpy as jnp
 import models
 from models.initialization import assemble
 from theory import Architecture
-from theory.block import Block
-from theory.embedding import Embedding
+from theory.block import BLOCKS, Block
+from theory.embedding import EMBEDDINGS, Embedding
 from theory.initialization import INITIALIZATIONS, MATRIX_KINDS, Initialization, initialization
 
 DISTRIBUTIONS = ("normal", "uniform", "orthogonal")
 Initializer = Callable[..., Any]
+_REGISTERED: dict[str, Mapping[Any, Any]] = {
+    "block": BLOCKS, "embedding": EMBEDDINGS, "initialization": INITIALIZATIONS,
+}  # fmt: skip
+
+
+class SchemeError(ValueError):
+    """A scheme's own code raised, which is the cause, or it has no form that is known, or drew what does not fit."""
+
+
+@contextmanager
+def blamed(name: str, arch: Architecture) -> Iterator[None]:
+    """What the code of the scheme of that name raises at that architecture becomes a SchemeError of one line."""
+    try:
+        yield
+    except SchemeError as error:
+        raise SchemeError(str(error)) from error.__cause__  # without the notes that JAX and others add
+    except Exception as error:
+        first, *_ = [*str(error).strip().splitlines(), ""]
+        raise SchemeError(f"scheme {name} raised {type(error).__name__}: {first}; at {described(arch)}") from error
+
+
+def described(arch: Architecture, decided: Collection[str] = ("initialization",)) -> str:
+    """An architecture as Python, without the fields at their defaults and those that a scheme decides."""
+    shown = []
+    for each in fields(arch):
+        value = getattr(arch, each.name)
+        if value != each.default and each.name not in decided:
+            name = getattr(value, "name", None)
+            own = name and _REGISTERED.get(each.name, {}).get(name) != value
+            shown.append(f"{each.name}={each.name if own else repr(name or value)}")
+    return f"Architecture({', '.join(shown)})"
 
 
 @dataclass(frozen=True)
@@ -79,8 +111,9 @@ def as_scheme(
 ) -> Scheme:
     """The scheme behind any of the forms; a string names a registered initialisation or, "module:attribute", an object.
 
-    declared: the rule that a callable or a model is held to. Raises ValueError for what is none of the forms, for an
-    unknown name, and for a rule beside a symbolic scheme, which is its own.
+    declared: the rule that a callable or a model is held to. An initializer is drawn from once. Raises ValueError for
+    what is none of the forms, for an unknown name, and for a rule beside a symbolic scheme, which is its own;
+    SchemeError, which is one too, for what the scheme itself raises, and for what it draws where that does not fit.
     """
     if isinstance(given, Scheme):
         return given
@@ -104,8 +137,12 @@ def as_scheme(
     def by_kind(arch: Architecture) -> Mapping[str, Initializer]:
         return _per_kind(resolve(arch), name)
 
-    by_kind(_ANY)
-    init = partial(_assembled, by_kind)
+    init = partial(_assembled, by_kind, name)
+    try:
+        with blamed(name, _ANY):
+            jax.eval_shape(lambda key: init(key, _ANY), jax.random.key(0))
+    except SchemeError as error:
+        raise SchemeError(f"{error}{_as_called(given)}") from error.__cause__
     return Scheme(
         name, init, _our_loss, _our_matrices, rule, distribution, written, reference, initializers=by_kind
     )  # fmt: skip
@@ -115,6 +152,19 @@ def as_scheme(
 _ANY = Architecture(
     num_layers=2, d_model=8, num_heads=2, vocab_size=5, seq_len=4, positions="learned", activation="swiglu"
 )
+
+
+def _as_called(given: object) -> str:
+    """What to write where a function that makes initializers was taken for one, or for a function of arch."""
+    needed = _required(given) if callable(given) else []
+    if not needed or needed[0] in ("key", "arch"):
+        return ""
+    called = "(arch)" if len(needed) == 1 else "(key, shape, dtype)"
+    maker = getattr(given, "__name__", "it")
+    return (
+        f"; {maker}({', '.join(needed)}) was called with {called}: if it makes initializers, write a function of "
+        f"nothing that gives one, def scheme(): return {maker}(...)"
+    )
 
 
 def _rule(declared: str | Initialization) -> Initialization:
@@ -160,7 +210,7 @@ def _form(given: object, name: str) -> tuple[str, Callable[[Architecture], Any]]
     if isinstance(given, Mapping):
         return "initializers", lambda arch: given
     if not callable(given):
-        raise ValueError(
+        raise SchemeError(
             f"scheme: {name} is a {type(given).__name__}; expected a name, an Initialization, Embedding or Block, an "
             "initializer (key, shape, dtype), a mapping of them by kind, a Model, or a function of arch that gives one"
         )
@@ -168,11 +218,14 @@ def _form(given: object, name: str) -> tuple[str, Callable[[Architecture], Any]]
     if _takes(given, 3) and len(needed) >= 2:
         return "initializers", lambda arch: given
     if len(needed) > 1:
-        raise ValueError(f"scheme: {name} needs {', '.join(needed)}; expected (key, shape, dtype), (arch) or nothing")
+        raise SchemeError(f"scheme: {name} needs {', '.join(needed)}; expected (key, shape, dtype), (arch) or nothing")
     made = (lambda arch: given(arch)) if needed else (lambda arch: given())
-    form, _ = _form(made(_ANY), name)
+    with blamed(name, _ANY):
+        form, _ = _form(made(_ANY), name)
     if form == "symbolic" and needed:
-        raise ValueError(f"scheme: {name} gives a symbolic scheme, whose symbols stand for the sizes; give that itself")
+        raise SchemeError(
+            f"scheme: {name} gives a symbolic scheme, whose symbols stand for the sizes; give that itself"
+        )
     return form, lambda arch: _form(made(arch), name)[1](arch)
 
 
@@ -200,32 +253,59 @@ def _per_kind(given: object, name: str) -> Mapping[str, Initializer]:
         return dict.fromkeys(MATRIX_KINDS, given)  # type: ignore[arg-type]
     for kind in given:
         if kind not in (*MATRIX_KINDS, "default"):
-            raise ValueError(
+            raise SchemeError(
                 f"scheme: {name}: unknown matrix kind {kind!r}; choose one of default, {', '.join(MATRIX_KINDS)}"
             )
     for kind, initializer in given.items():
         if not (callable(initializer) and _takes(initializer, 3)):
-            raise ValueError(f"scheme: {name}: {kind} must be an initializer (key, shape, dtype), got {initializer!r}")
+            raise SchemeError(f"scheme: {name}: {kind} must be an initializer (key, shape, dtype), got {initializer!r}")
     missing = [kind for kind in MATRIX_KINDS if kind not in given]
     if missing and "default" not in given:
-        raise ValueError(f"scheme: {name}: no initializer for {', '.join(missing)}; give one as 'default'")
+        raise SchemeError(f"scheme: {name}: no initializer for {', '.join(missing)}; give one as 'default'")
     return {kind: given[kind] if kind in given else given["default"] for kind in MATRIX_KINDS}
 
 
-def _assembled(by_kind: Callable[[Architecture], Mapping[str, Initializer]], key: Any, arch: Architecture) -> Any:
+def drawn_by(initializer: Initializer, key: Any, shape: tuple[int, ...], name: str) -> Any:
+    """float32[shape] from an initializer. name: in the SchemeError for what is no array of that shape."""
+    found = initializer(key, shape, jnp.float32)
+    _require_shape(found, shape, name)
+    return found
+
+
+def _require_shape(found: Any, shape: tuple[int, ...], name: str) -> None:
+    if getattr(found, "shape", None) != shape:
+        got = f"one of {found.shape}" if hasattr(found, "shape") else f"a {type(found).__name__}"
+        raise SchemeError(f"scheme {name}: expected an array of shape {shape}, got {got}")
+
+
+def _assembled(
+    by_kind: Callable[[Architecture], Mapping[str, Initializer]], name: str, key: Any, arch: Architecture
+) -> Any:
     """Our Transformer with every matrix from its initializer, each layer with a key of its own."""
     initializers = by_kind(arch)
 
     def matrix(kind: str) -> Any:
         own = jax.random.fold_in(key, MATRIX_KINDS.index(kind))
+        draw = partial(drawn_by, initializers[kind], shape=arch.shape(kind), name=f"{name}: {kind}")
         if "." not in kind:
-            return initializers[kind](own, arch.shape(kind), jnp.float32)
-        layers = [
-            initializers[kind](layer, arch.shape(kind), jnp.float32) for layer in jax.random.split(own, arch.num_layers)
-        ]
-        return jnp.stack(layers)
+            return draw(own)
+        return jnp.stack([draw(layer) for layer in jax.random.split(own, arch.num_layers)])
 
     return assemble(arch, matrix)
+
+
+def _of_our_shapes(params: Any, arch: Architecture, name: str) -> Any:
+    """A Transformer's parameters, where its matrices are the architecture's."""
+    expected = jax.eval_shape(lambda key: models.init(key, arch).matrices, jax.random.key(0))
+    matrices = params.matrices
+    if set(matrices) != set(expected):
+        raise SchemeError(
+            f"scheme {name}: expected the matrices {', '.join(expected)}, got {', '.join(matrices)}; "
+            f"at {described(arch)}"
+        )
+    for kind, weight in expected.items():
+        _require_shape(matrices[kind], weight.shape, f"{name}: {kind}")
+    return params
 
 
 def _our_loss(params: Any, tokens: Any, arch: Architecture) -> Any:
@@ -242,22 +322,26 @@ def _own_model(
     def init(key: Any, arch: Architecture) -> Any:
         return _called(resolve(arch).init, (key,), arch)
 
+    def our_init(key: Any, arch: Architecture) -> Any:
+        return _of_our_shapes(init(key, arch), arch, name)
+
     def loss(params: Any, tokens: Any, arch: Architecture) -> Any:
         return _called(resolve(arch).loss, (params, tokens), arch)  # type: ignore[arg-type]
 
     def matrices(params: Any) -> dict[str, Any]:
         found = _leaves(params) if model.matrices is None else model.matrices(params)
         if not found:
-            raise ValueError(f"scheme: {name} has no weights of two or three axes; name them with matrices=")
+            raise SchemeError(f"scheme: {name} has no weights of two or three axes; name them with matrices=")
         for kind, weight in found.items():
             if jnp.ndim(weight) not in (2, 3):
-                raise ValueError(f"scheme: {name}: {kind} has shape {weight.shape}; expected two or three axes")
+                raise SchemeError(f"scheme: {name}: {kind} has shape {weight.shape}; expected two or three axes")
         return {kind: weight if jnp.ndim(weight) == 3 else weight[None] for kind, weight in found.items()}
 
     model = resolve(_ANY)
-    ours = isinstance(jax.eval_shape(lambda key: init(key, _ANY), jax.random.key(0)), models.Transformer)
+    with blamed(name, _ANY):
+        ours = isinstance(jax.eval_shape(lambda key: init(key, _ANY), jax.random.key(0)), models.Transformer)
     if ours:
-        return Scheme(name, init, _our_loss, _our_matrices, rule, distribution)
+        return Scheme(name, our_init, _our_loss, _our_matrices, rule, distribution)
     return Scheme(name, init, loss if model.loss else None, matrices, rule, distribution, ours=False)
 
 
