@@ -78,6 +78,32 @@ class SchemeProperty:
             pytest.skip(result.reason)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave in its report, which may come from another process, what a test is of."""
+    case = getattr(getattr(item, "callspec", None), "params", {}).get("scheme_property")
+    if isinstance(case, SchemeProperty):
+        item.user_properties.append((_MARK, (case.scheme.name, case.name)))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What was not checked of every scheme, as `python -m verify check` ends with it."""
+    outcomes = {"passed": "tested", "skipped": "not applicable", "failed": "failed"}
+    found: dict[str, list[tuple[str, str]]] = {}
+    for status, outcome in outcomes.items():
+        for report in terminalreporter.stats.get(status, []):
+            for key, value in getattr(report, "user_properties", ()):
+                if key == _MARK:
+                    found.setdefault(value[0], []).append((value[1], outcome))
+    if not found:
+        return
+    from verify.properties import Report, Result
+
+    for scheme, results in found.items():
+        if gaps := Report(scheme, tuple(Result(*each) for each in results)).gaps():  # type: ignore[arg-type]
+            terminalreporter.write_line(f"scheme {scheme}: {gaps}")
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test for every property of the marked scheme, or of those on the command line."""
     if "scheme_property" not in metafunc.fixturenames:

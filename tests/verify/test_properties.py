@@ -201,6 +201,35 @@ def test_a_line_that_repeats_names_only_what_is_registered():
         with pytest.raises(Violation) as found:
             properties.stream_band("xavier", limits=dataclasses.replace(QUICK, std_ratio=1.001), embedding=own)
         assert f"embedding={shown}" in found.value.line()
+        assert found.value.undefined() == ("embedding" if shown == "embedding" else "")
+
+
+def doubled(key, shape, dtype):
+    return 2 * jax.random.normal(key, shape, dtype)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "declared", "embedding", "reference", "undefined"),
+    [
+        (doubled, "he", "vanilla", f"'{__name__}:doubled', declared='he'", ""),
+        (doubled, HE, "vanilla", f"'{__name__}:doubled', declared=rule", "rule"),
+        (Model(lambda key, arch: models.init(key, dataclasses.replace(arch, initialization="gpt2"))),
+         INITIALIZATIONS["he"], Embedding("e", multiplier=2),
+         "scheme, declared='he'", "scheme, embedding"),
+        (jax.nn.initializers.normal(0.02), HE, 2.5, "scheme, declared=rule", "scheme, rule"),
+    ],
+)  # fmt: skip
+def test_the_line_that_repeats_a_failure_runs(scheme, declared, embedding, reference, undefined):
+    with pytest.raises(Violation) as found:
+        properties.declared_std(scheme, arch=dataclasses.replace(ODD, embedding=embedding), declared=declared, seed=5)
+    first = found.value
+    assert f"declared_std({reference}, arch=" in first.line() and first.undefined() == undefined
+    said = f"to repeat, with your own {undefined}: " if undefined else "to repeat: "
+    assert f"  {said}{first.line()}" in str(first)
+    with pytest.raises(Violation) as again:
+        exec(first.line(), {name: {"scheme": scheme, "rule": HE, "embedding": embedding}[name]
+                            for name in undefined.split(", ") if name})  # fmt: skip
+    assert again.value.finding == first.finding
 
 
 def test_growth_is_derived_or_measured():
@@ -260,6 +289,53 @@ def _normal(*shape):
 def test_what_is_constant_is_no_matrix():
     model = _model(w=_normal(8, 8), scales=lambda key: jnp.ones((2, 8)))
     assert properties.determined_by_key(model, arch=ODD).outcome == "tested"
+
+
+def test_what_is_constant_has_a_mean():
+    """Weights of that name, and a matrix of our Transformer; not the scales of a norm, found by their path."""
+    named = Model(lambda key: jnp.ones((4, 4)), matrices=lambda params: {"mine": params})
+    for scheme, kind in ((jax.nn.initializers.ones, "attention.key"), (named, "mine")):
+        with pytest.raises(
+            Violation, match=f"mean of {kind}.*, whose entries are all the same: measured 1, allowed 0 to 0"
+        ):
+            properties.zero_mean(scheme, arch=ODD)
+    with pytest.raises(Violation, match="spectral norm of"):
+        properties.spectral_norm(jax.nn.initializers.ones, arch=dataclasses.replace(ODD, d_ff=400))
+    only_scales = properties.zero_mean(_model(scales=lambda key: jnp.ones((2, 8))), arch=ODD)
+    assert only_scales.outcome == "not applicable" and "not constant" in only_scales.reason
+
+
+def test_nothing_is_tested_of_zeros():
+    zeros = as_scheme(jax.nn.initializers.zeros)
+    for name in OF_WEIGHTS:
+        found = PROPERTIES[name].search(zeros, Limits(examples=2), d_model=4, num_heads=1)
+        assert found.outcome == "not applicable" and found.examples == 0, found
+    assert properties.zero_mean("zero_output", arch=ODD).outcome == "tested"
+    with pytest.raises(Violation, match=r"measured 0, allowed 0\.\d"):
+        properties.declared_std(jax.nn.initializers.zeros, arch=ODD, declared="he")
+
+
+def test_one_matrix_depends_on_no_other():
+    assert properties.independent_matrices(_model(w=_normal(8, 8)), arch=ODD).reason == "there is one matrix"
+
+
+def test_an_architecture_where_nothing_is_tested_hides_no_other():
+    def some(arch):
+        return jax.nn.initializers.normal(1.0) if arch.num_layers > 1 else jax.nn.initializers.zeros
+
+    found = properties.zero_mean.search(as_scheme(some), Limits(examples=6), d_model=4, num_heads=1, num_layers=[1, 2])
+    assert found.outcome == "tested" and 0 < found.examples < 6
+
+
+@pytest.mark.parametrize(("kind", "topic"), [("attention.value", "attention_bound"), ("mine", None)])
+def test_only_a_derivation_of_the_matter_is_named(kind, topic):
+    shifted = Model(lambda key: 1 + _normal(8, 8)(key), matrices=lambda params: {kind: params})
+    twice = Model(lambda key: jnp.stack([_normal(8, 8)(key)] * 2), matrices=lambda params: {kind: params})
+    for name, scheme, derivation in (("zero_mean", shifted, topic), ("independent_matrices", twice, None)):
+        with pytest.raises(Violation) as found:
+            PROPERTIES[name](scheme, arch=ODD)
+        assert ("why it matters" in str(found.value)) == bool(derivation)
+        assert not derivation or f"theory derive {derivation}\n" in str(found.value)
 
 
 def test_what_is_no_number_is_said():
@@ -435,8 +511,16 @@ def test_the_command_prints_and_writes_what_it_found(tmp_path, capsys):
     assert main([*asked, "--hold", *sizes, "--out", str(page)]) == 1
     said = capsys.readouterr().out
     assert "declared_std fails" in said and "to repeat: from theory import Architecture" in said
+    assert "not applicable" not in said
     assert "| zero_mean | tested | " in page.read_text() and "## declared_std" in page.read_text()
     assert main(["check", "lecun", "--only", "zero_mean", "--hold", *sizes]) == 0
+    undeclared = ["jax.nn.initializers:he_normal", "--only", "declared_std", "distribution", "zero_mean"]
+    assert main(["check", *undeclared, "--hold", *sizes, "--out", str(page)]) == 0
+    gaps = (
+        "2 of 3 not applicable: the standard deviation was not checked; give --declared, "
+        "the law of the entries was not checked; give --distribution\n"
+    )
+    assert capsys.readouterr().out.split(f"report: {page}")[0].endswith(gaps) and page.read_text().endswith(gaps)
     assert main(["check", "lecun", "--hold", "d_model"]) == 2
     assert "hold: expected FIELD=VALUE" in capsys.readouterr().err
     assert main(["check", "jax.nn.initializers:constant"]) == 2
@@ -507,6 +591,7 @@ def test_pytest_runs_a_marked_scheme_and_one_from_its_command_line(tmp_path):
 
     marked = run()
     assert marked.returncode == 1 and f"2 failed, {2 * len(PROPERTIES) - 3} passed, 1 skipped" in marked.stdout
+    assert "scheme init: 1 of 16 not applicable\n" in marked.stdout
     assert "scheme broken raised RuntimeError: my own bug; at Architecture(" in marked.stdout
     assert "Traceback" not in marked.stdout and "hypothesis" not in marked.stdout
     assert "he_normal" in marked.stdout or "init: declared_std fails" in marked.stdout, marked.stdout

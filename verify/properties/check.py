@@ -20,6 +20,10 @@ from verify.properties.signals import OF_LOSS, OF_STREAM
 _GROUPS = (OF_MATRICES, OF_LOSS, OF_STREAM)
 """what is compiled for one is of no use to another"""
 PROPERTIES: dict[str, Property] = {each.name: each for group in _GROUPS for each in group}
+_UNCHECKED = {
+    "declared_std": ("the standard deviation", "--declared"),
+    "distribution": ("the law of the entries", "--distribution"),
+}
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,23 @@ class Report:
         """Whether no property fails."""
         return all(result.outcome != "failed" for result in self.results)
 
+    def gaps(self) -> str:
+        """One line on how many properties are not applicable, and what was not checked for that; "" where all are.
+
+        The flags are those of the shell; in Python they are arguments.
+        """
+        left_out = [result.property for result in self.results if result.outcome == "not applicable"]
+        if not left_out:
+            return ""
+        unchecked = [
+            f"{what} was not checked; give {flag}" for name, (what, flag) in _UNCHECKED.items() if name in left_out
+        ]
+        return ": ".join(
+            [f"{len(left_out)} of {len(self.results)} not applicable", *[", ".join(unchecked)] * bool(unchecked)]
+        )
+
     def print(self, console: Console | None = None) -> None:
-        """A table, and below it every violation in full."""
+        """A table, and below it every violation in full, and what was not checked."""
         console = console or Console()
         table = Table("property", "outcome", "examples", "what holds, or why not", title=f"scheme {self.scheme}")
         styles = {"failed": "red", "proven": "green", "tested": "green", "not applicable": "dim"}
@@ -52,6 +71,8 @@ class Report:
         for result in self.results:
             if result.violation is not None:
                 console.print(result.violation.text(), markup=False, highlight=False, soft_wrap=True)
+        if gaps := self.gaps():
+            console.print(gaps, markup=False, highlight=False, soft_wrap=True)
 
     def markdown(self) -> str:
         """The same as a page."""
@@ -62,6 +83,8 @@ class Report:
         for result in self.results:
             if result.violation is not None:
                 lines += ["", f"## {result.property}", "", "```", result.violation.text(), "```"]
+        if gaps := self.gaps():
+            lines += ["", gaps]
         return "\n".join(lines) + "\n"
 
 

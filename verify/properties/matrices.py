@@ -31,7 +31,11 @@ from verify.properties.strategies import architectures
 ENTRIES = 16_384
 MOST = 2**25
 _SVDS, _PAIRED = 32, 2048  # matrices, rows or columns that are looked at, at most
-_TOPICS = {"embedding": "embedding_stds", "position": "embedding_stds", "head": "last_norm_gradient"}
+_TOPICS = {"embedding": "embedding_stds", "position": "embedding_stds", "head": "last_norm_gradient"} | {
+    kind: "attention_bound" if kind.startswith("attention") else "feed_forward_bound"
+    for kind in MATRIX_KINDS
+    if "." in kind
+}
 
 
 def _shapes(scheme: Scheme, held: dict[str, Any]) -> st.SearchStrategy[Architecture]:
@@ -51,9 +55,12 @@ def drawn(scheme: Scheme, arch: Architecture, seed: int) -> dict[str, np.ndarray
     copies = max(2, min(ceil(ENTRIES / min(sizes)), MOST // sum(sizes)))
     found = jax.device_get(_program(scheme, arch)(jax.random.split(jax.random.key(seed), copies)))
     weights = {kind: np.asarray(weight, np.float64) for kind, weight in found.items()}
-    if scheme.ours:
+    if scheme.named:
         return weights
-    return {kind: weight for kind, weight in weights.items() if np.ptp(weight)}  # scales of norms, and the like
+    varying = {kind: weight for kind, weight in weights.items() if np.ptp(weight)}  # no scales of norms, and the like
+    if not varying:
+        raise NotApplicable("no leaf of two or three axes that is not constant; name weights with matrices=")
+    return varying
 
 
 @lru_cache(maxsize=64)
@@ -67,6 +74,14 @@ def _layers(weights: dict[str, np.ndarray]) -> Iterator[tuple[str, int, np.ndarr
         for layer in range(weight.shape[1]):
             name = f"{kind}, layer {layer + 1} of {weight.shape[1]}" if weight.shape[1] > 1 else kind
             yield kind, layer, weight[:, layer], name
+
+
+def _tested(weights: dict[str, np.ndarray]) -> list[tuple[str, int, np.ndarray, str]]:
+    """`_layers` that are not all zero. Raises NotApplicable where there is none."""
+    found = [each for each in _layers(weights) if each[2].any()]
+    if not found:
+        raise NotApplicable("all entries are zero")
+    return found
 
 
 def _count(weights: dict[str, np.ndarray]) -> int:
@@ -97,8 +112,8 @@ def _of_finite(test: Test) -> Test:
 
 
 def _topic(kind: str) -> str:
-    part = "attention_bound" if kind.startswith("attention") else "feed_forward_bound"
-    return _TOPICS.get(kind, part)
+    """The derivation that a kind's size enters; none knows a matrix of another name."""
+    return _TOPICS.get(kind, "")
 
 
 def _worst(findings: Iterator[Finding]) -> Finding | None:
@@ -166,9 +181,13 @@ def zero_mean(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limit
     share = alpha / _count(weights) / 2
 
     def failing() -> Iterator[Finding]:
-        for kind, _, values, name in _layers(weights):
+        for kind, _, values, name in _tested(weights):
+            if not np.ptp(values):
+                what = f"mean of {name}, whose entries are all the same"
+                yield Finding(what, float(values.flat[0]), 0, 0, _topic(kind))
+                continue
             std, limit = values.std(), float(stats.t.isf(share, values.size - 1)) / sqrt(values.size)
-            if std and abs(values.mean() / std) > limit:
+            if abs(values.mean() / std) > limit:
                 what = f"mean of {name}, in standard deviations"
                 yield Finding(what, float(values.mean() / std), -limit, limit, _topic(kind))
 
@@ -182,7 +201,7 @@ def distribution(scheme: Scheme, arch: Architecture, seed: int, alpha: float, li
     share = alpha / _count(weights)
 
     def failing() -> Iterator[Finding]:
-        for kind, layer, values, name in _layers(weights):
+        for kind, layer, values, name in _tested(weights):
             std = values.std()
             known = scheme.declared is not None and kind in MATRIX_KINDS
             if known:
@@ -214,15 +233,15 @@ def determined_by_key(scheme: Scheme, arch: Architecture, seed: int, alpha: floa
     same = len(first.consts) == len(again.consts) and all(map(np.array_equal, first.consts, again.consts))
     if not same or _without_addresses(str(first)) != _without_addresses(str(again)):
         what = "programs that two calls with one key gave"
-        return Finding(what, 2, -np.inf, 1, "gains", "something beside the key decides: a counter, NumPy's generator")
+        return Finding(what, 2, -np.inf, 1, hint="something beside the key decides: a counter, NumPy's generator")
     weights = drawn(scheme, arch, seed)
-    for _, _, values, name in _layers(weights):
+    for _, _, values, name in _tested(weights):
         half = len(values) // 2 * 2
         one, other = values[:half:2].ravel(), values[1:half:2].ravel()
         limit = _correlation_limit(len(one), alpha / _count(weights))
         if one.any() and abs(found := _correlation(one, other)) > limit:
             what = f"correlation of {name} between two keys"
-            return Finding(what, found, -limit, limit, "gains", "the key is not used, or not split")
+            return Finding(what, found, -limit, limit, hint="the key is not used, or not split")
     return None
 
 
@@ -257,9 +276,9 @@ def independent_matrices(scheme: Scheme, arch: Architecture, seed: int, alpha: f
 
     Their first entries, because a counter-based generator gives two shapes with one key the same first numbers.
     """
-    found_layers = [(values, name) for _, _, values, name in _layers(drawn(scheme, arch, seed)) if values.any()]
+    found_layers = [(values, name) for _, _, values, name in _tested(drawn(scheme, arch, seed))]
     if len(found_layers) < 2:
-        return None
+        raise NotApplicable("there is one matrix")
     count = min(values[0].size for values, _ in found_layers)
     names = [name for _, name in found_layers]
 
@@ -274,7 +293,7 @@ def independent_matrices(scheme: Scheme, arch: Architecture, seed: int, alpha: f
         i, j, found = _largest_correlation(plain, other)
         if abs(found) > limit:
             what = f"correlation of {names[i]} with {names[j]}{how}"
-            return Finding(what, found, -limit, limit, "gains", "a key that is used twice does this")
+            return Finding(what, found, -limit, limit, hint="a key that is used twice does this")
     return None
 
 
@@ -283,15 +302,13 @@ def independent_entries(scheme: Scheme, arch: Architecture, seed: int, alpha: fl
     """Test of `independent_entries`: every pair of rows and every pair of columns, over copies and the other axis."""
     weights = drawn(scheme, arch, seed)
     share = alpha / (3 * _count(weights))
-    for _, _, values, name in _layers(weights):
-        if not values.any():
-            continue
+    for _, _, values, name in _tested(weights):
         if values.shape[1] == values.shape[2] > 1:
             above = np.triu_indices(values.shape[1], 1)
             one, other = (part[:, *above].ravel() for part in (values, values.transpose(0, 2, 1)))
             limit = _correlation_limit(len(one), share)
             if one.any() and abs(found := _correlation(one, other)) > limit:
-                return Finding(f"correlation of {name} with itself, transposed", found, -limit, limit, "gains")
+                return Finding(f"correlation of {name} with itself, transposed", found, -limit, limit)
         for axis, what in ((2, "columns"), (1, "rows")):
             vectors = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)[:_PAIRED]
             if len(vectors) < 2:
@@ -300,7 +317,7 @@ def independent_entries(scheme: Scheme, arch: Architecture, seed: int, alpha: fl
             i, j, found = _largest_correlation(vectors, vectors)
             if abs(found) > limit:
                 pair = f"correlation of {what} {i} and {j} of {name}"
-                return Finding(pair, found, -limit, limit, "gains", "copies within the matrix do this")
+                return Finding(pair, found, -limit, limit, hint="copies within the matrix do this")
     return None
 
 
@@ -311,12 +328,12 @@ def exchangeable(scheme: Scheme, arch: Architecture, seed: int, alpha: float, li
     share = alpha / (2 * _count(weights))
 
     def failing() -> Iterator[Finding]:
-        for _, _, values, name in _layers(weights):
+        for _, _, values, name in _tested(weights):
             squares = np.square(values)
             for axes, what in (((0, 2), "row"), ((0, 1), "column")):
                 own = squares.sum(axis=axes)
                 count, total = len(own), own.sum()
-                if count < 2 or not total:
+                if count < 2:
                     continue
                 each = values.size // count
                 law = stats.beta(each / 2, each * (count - 1) / 2)
@@ -325,7 +342,7 @@ def exchangeable(scheme: Scheme, arch: Architecture, seed: int, alpha: float, li
                 for at in (int(np.argmax(sizes)), int(np.argmin(sizes))):
                     if not low <= sizes[at] <= high:
                         text = f"standard deviation of {what} {at} of {name}, over that of the matrix"
-                        yield Finding(text, float(sizes[at]), low, high, "gains", f"{what}s are not alike")
+                        yield Finding(text, float(sizes[at]), low, high, hint=f"{what}s are not alike")
 
     return _worst(failing())
 
@@ -337,9 +354,9 @@ def spectral_norm(scheme: Scheme, arch: Architecture, seed: int, alpha: float, l
     matrices = sum(min(len(weight), _SVDS) * weight.shape[1] for weight in weights.values())
 
     def failing() -> Iterator[Finding]:
-        for kind, layer, values, name in _layers(weights):
+        for kind, layer, values, name in _tested(weights):
             known = scheme.declared is not None and kind in MATRIX_KINDS
-            std = _std(arch, kind, layer, values.shape) if known else 1.05 * values.std()
+            std = _std(arch, kind, layer, values.shape) if known else 1.05 * sqrt(np.mean(np.square(values)))
             if not std:
                 continue
             cutoff = arch.truncation(kind) if known else None
@@ -396,9 +413,9 @@ def width_scaling(scheme: Scheme, arch: Architecture, seed: int, alpha: float, l
 
     def failing() -> Iterator[Finding]:
         narrow_draws, wide_draws = drawn(scheme, arch, seed), drawn(scheme, wide, seed)
-        for kind, layer, values, name in _layers(narrow_draws):
+        for kind, layer, values, name in _tested(narrow_draws):
             other = wide_draws[kind][:, layer] if kind in kinds else None
-            if other is None or not values.any() or not other.any():
+            if other is None or not other.any():
                 continue
             ratio = 2 * other.std() / values.std()
             low, high = (sqrt(stats.f.ppf(q, other.size, values.size)) for q in (share, 1 - share))

@@ -1,7 +1,7 @@
 """A property of a scheme, the search for an architecture that violates it, and what is known after the search."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 
 from theory import Architecture, Initialization
-from verify.properties.scheme import Scheme, as_scheme, blamed, described
+from verify.properties.scheme import Scheme, as_scheme, blamed, described, own_fields
 
 Outcome = Literal["proven", "tested", "failed", "not applicable"]
 
@@ -55,14 +55,15 @@ THOROUGH = Limits(examples=60, networks=20, seconds=300.0)
 class Finding:
     """A test that failed: what was tested where, its measured value and the interval it had to lie in.
 
-    hint: what would explain it. topic: the derivation that says why it matters (`python -m theory derive TOPIC`).
+    hint: what would explain it. topic: the derivation that says why it matters (`python -m theory derive TOPIC`), if
+    there is one.
     """
 
     what: str
     measured: float
     low: float
     high: float
-    topic: str
+    topic: str = ""
     hint: str = ""
 
     def __str__(self) -> str:
@@ -90,18 +91,22 @@ class Violation(AssertionError):
 
     def text(self) -> str:
         """What a person reads: property, measured against allowed, architecture, derivation, a line that repeats it."""
-        return "\n".join(
-            (
-                f"{self.scheme.name}: {self.property} fails",
-                f"  {self.finding}",
-                f"  at {self.described()}, seed {self.seed}",
-                f"  why it matters: python -m theory derive {self.finding.topic}",
-                f"  to repeat: {self.line()}",
-            )
-        )
+        lines = [f"{self.scheme.name}: {self.property} fails", str(self.finding)]
+        lines.append(f"at {self.described()}, seed {self.seed}")
+        if self.finding.topic:
+            lines.append(f"why it matters: python -m theory derive {self.finding.topic}")
+        own = self.undefined()
+        lines.append(f"to repeat{f', with your own {own}' * bool(own)}: {self.line()}")
+        return "\n  ".join(lines)
+
+    def undefined(self) -> str:
+        """What its author must define before `line` can run: objects that no module has under a name."""
+        held = own_fields(self.arch, self._decided())
+        given = ["scheme"] * (self.scheme.reference == "scheme") + ["rule"] * (self.scheme.declared_as == "rule")
+        return ", ".join([*given, *held])
 
     def line(self) -> str:
-        """Python that fails in the same way; `scheme`, `rule`, `embedding`, `block` stand for objects of one's own."""
+        """Python that fails in the same way, once what is `undefined` is defined."""
         shown, law = self.scheme.reference, self.scheme.distribution
         if not self.scheme.symbolic:
             shown += f", declared={self.scheme.declared_as}" if self.scheme.declared_as else ""
@@ -119,7 +124,10 @@ class Violation(AssertionError):
 
     def described(self) -> str:
         """The architecture as Python, without what is at its default and what the scheme decides."""
-        return described(self.arch, self.scheme.fields if self.scheme.symbolic else ("initialization",))
+        return described(self.arch, self._decided())
+
+    def _decided(self) -> Collection[str]:
+        return self.scheme.fields if self.scheme.symbolic else ("initialization",)
 
 
 @dataclass(frozen=True)
@@ -260,6 +268,6 @@ class Property:
             Architecture(**{name: value for name, value in held.items() if not isinstance(value, list)})
             raise ValueError(f"{self.name}: no architecture fits {held}; hold fewer fields") from error
         reasons = [str(found) for found in known.values() if isinstance(found, NotApplicable)]
-        if len(reasons) == len(known):
+        if not (tested := len(known) - len(reasons)):
             return Result(self.name, "not applicable", reason=reasons[0])
-        return Result(self.name, "tested" if proof is None else "proven", len(known) - len(reasons), proof or "")
+        return Result(self.name, "tested" if proof is None else "proven", tested, proof or "")

@@ -9,7 +9,7 @@ those it is called with.
 import importlib
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
@@ -49,14 +49,23 @@ def blamed(name: str, arch: Architecture) -> Iterator[None]:
 
 def described(arch: Architecture, decided: Collection[str] = ("initialization",)) -> str:
     """An architecture as Python, without the fields at their defaults and those that a scheme decides."""
-    shown = []
+    own, shown = own_fields(arch, decided), []
     for each in fields(arch):
         value = getattr(arch, each.name)
         if value != each.default and each.name not in decided:
-            name = getattr(value, "name", None)
-            own = name and _REGISTERED.get(each.name, {}).get(name) != value
-            shown.append(f"{each.name}={each.name if own else repr(name or value)}")
+            shown.append(f"{each.name}={each.name if each.name in own else repr(getattr(value, 'name', value))}")
     return f"Architecture({', '.join(shown)})"
+
+
+def own_fields(arch: Architecture, decided: Collection[str]) -> list[str]:
+    """Fields that hold an object which is registered under no name, without those that a scheme decides."""
+    return [field for field in _REGISTERED if field not in decided and not _registered(field, getattr(arch, field))]
+
+
+def _registered(field: str, value: Any) -> bool:
+    """Whether a name stands for it; a bare number does for itself."""
+    name = getattr(value, "name", None)
+    return name is None or _REGISTERED[field].get(name) == value
 
 
 @dataclass(frozen=True)
@@ -82,9 +91,10 @@ class Scheme:
     declared: the rule that its matrices are held to, None: none; declared_as: as its author wrote it. distribution:
     that of the entries, one of DISTRIBUTIONS; None: unknown, but no heavier-tailed than a Gaussian. fields: of
     `Architecture` that the scheme itself decides. reference: Python for it; "scheme" for an object without a name to
-    load it by. symbolic: the rule is what is drawn, so that what is proven of it
+    load it by, "rule" for such a rule in declared_as. symbolic: the rule is what is drawn, so that what is proven of it
     holds for all sizes. initializers: by kind, of an architecture, where it has JAX's form. ours: whether its
-    parameters are `models.Transformer`'s, so that stream and gradient can be measured at every place.
+    parameters are `models.Transformer`'s, so that stream and gradient can be measured at every place. named: whether
+    matrices go by names that somebody gave them, not by their paths in a tree.
     """
 
     name: str
@@ -99,6 +109,7 @@ class Scheme:
     symbolic: bool = False
     initializers: Callable[[Architecture], Mapping[str, Initializer]] | None = None
     ours: bool = True
+    named: bool = True
 
     def arch(self, arch: Architecture) -> Architecture:
         """The architecture with what the scheme decides, and the declared rule for the theory to reason with."""
@@ -117,7 +128,7 @@ def as_scheme(
     """
     if isinstance(given, Scheme):
         return given
-    reference = repr(given) if isinstance(given, str) else "scheme"
+    reference = _reference(given, "scheme")
     if distribution is not None and distribution not in DISTRIBUTIONS:
         raise ValueError(f"distribution: unknown value {distribution!r}; choose one of {', '.join(DISTRIBUTIONS)}")
     if isinstance(given, str):
@@ -127,7 +138,7 @@ def as_scheme(
     if isinstance(given, Initialization | Embedding | Block):
         return replace(_symbolic(given, name, declared, distribution), reference=reference)
     rule = None if declared is None else _rule(declared)
-    written = "" if declared is None else repr(declared) if isinstance(declared, str) else "rule"
+    written = "" if declared is None else _reference(declared, "rule")
     form, resolve = _form(given, name)
     if form == "model":
         return replace(_own_model(resolve, name, rule, distribution), declared_as=written, reference=reference)
@@ -171,6 +182,19 @@ def _rule(declared: str | Initialization) -> Initialization:
     if isinstance(declared, str) and ":" in declared:
         declared = _imported(declared)  # type: ignore[assignment]
     return initialization(declared)
+
+
+def _reference(given: object, otherwise: str) -> str:
+    """Python for what `as_scheme` takes: a name that it can be loaded by, if it has one."""
+    if isinstance(given, str):
+        return repr(given)
+    if isinstance(given, Initialization) and _registered("initialization", given):
+        return repr(given.name)
+    spec = f"{getattr(given, '__module__', '')}:{getattr(given, '__qualname__', '')}"
+    with suppress(ValueError):
+        if not spec.startswith("__main__:") and _imported(spec) is given:
+            return repr(spec)
+    return otherwise
 
 
 def _imported(spec: str) -> object:
@@ -342,7 +366,10 @@ def _own_model(
         ours = isinstance(jax.eval_shape(lambda key: init(key, _ANY), jax.random.key(0)), models.Transformer)
     if ours:
         return Scheme(name, our_init, _our_loss, _our_matrices, rule, distribution)
-    return Scheme(name, init, loss if model.loss else None, matrices, rule, distribution, ours=False)
+    return Scheme(
+        name, init, loss if model.loss else None, matrices, rule, distribution, ours=False,
+        named=model.matrices is not None,
+    )  # fmt: skip
 
 
 def _called(function: Callable[..., Any], arguments: tuple[Any, ...], arch: Architecture) -> Any:
