@@ -195,6 +195,32 @@ def test_an_embedding_of_ones_own_is_a_scheme():
     assert properties.two_requirements(Embedding("wide", multiplier=d, source="a test"), limits=QUICK, num_layers=24)
 
 
+def test_a_deep_network_is_always_tried():
+    """Of He's rule only a deep gated one shows it; and where a shallow one does too, that is given."""
+    result = properties.amplification.search(as_scheme("he"), Limits(networks=1, seconds=0.0))
+    violation = result.violation
+    assert violation.arch.num_layers == 8 and violation.arch.activation == "swiglu"
+    assert 15 < violation.finding.measured < 20
+    for fields in ({"embedding": 0.01}, {"embedding": 0.01, "num_layers": [2, 4], "activation": ["gelu"]}):
+        found = properties.amplification.search(as_scheme("he"), Limits(networks=1), **fields).violation.arch
+        assert found.num_layers == 2 and found.activation == ("gelu" if "activation" in fields else "swiglu")
+
+
+def test_the_simplest_network_makes_room_for_the_deep_one(monkeypatch):
+    """As many are tried as limits say, and the simplest is found where it fails beside another."""
+    met = []
+
+    def noting(scheme, arch, seed, alpha, limits):
+        met.append(arch)
+
+    noted = dataclasses.replace(properties.amplification, test=noting)
+    assert noted.search(as_scheme("he"), Limits(networks=4)).examples == len(met) == 4
+    assert met[0].num_layers == 8 and all(arch.activation != "identity" or arch.num_layers > 2 for arch in met[1:])
+    unanchored = dataclasses.replace(noted, anchors=lambda scheme, held: [])
+    met.clear()
+    assert unanchored.search(as_scheme("he"), Limits(networks=2)).examples == 2 and met[0].num_layers == 2
+
+
 def test_a_line_that_repeats_names_only_what_is_registered():
     """An embedding of one's own, and a registered one given as an object."""
     for own, shown in ((Embedding("vanilla", multiplier=0.001), "embedding"), (EMBEDDINGS["scaled"], "'scaled'")):

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from hypothesis import HealthCheck, Phase, given, reject, seed, settings
@@ -152,6 +152,7 @@ class Property:
     architectures(scheme, fields): what it is drawn from. applies(scheme, limits): why not, or "". prove(scheme,
     fields, limits): for a symbolic scheme, what holds for all sizes (a sentence), an architecture where the test fails,
     or None where nothing is known. costly: tested on `Limits.networks` architectures, the others on `Limits.examples`.
+    anchors(scheme, fields): from small to large; the largest is always tested, in place of the simplest that is drawn.
     """
 
     name: str
@@ -161,6 +162,7 @@ class Property:
     applies: Callable[[Scheme, Limits], str] = lambda scheme, limits: ""
     prove: Callable[[Scheme, dict[str, Any], Limits], str | Architecture | None] = lambda scheme, fields, limits: None
     costly: bool = False
+    anchors: Callable[[Scheme, dict[str, Any]], list[Architecture]] = lambda scheme, fields: []
 
     def __call__(
         self,
@@ -223,9 +225,15 @@ class Property:
         proof = self.prove(scheme, held, limits) if scheme.symbolic else None
         if isinstance(proof, Architecture):
             return self.at(scheme, proof, first_seed, limits)
+        anchored = 0
+        if anchors := self.anchors(scheme, held):
+            first = self._anchored(scheme, anchors, first_seed, limits)
+            if first.violation is not None:
+                return first
+            anchored = 1
         known: dict[tuple[Architecture, int], Finding | Exception | None] = {}
         deadline = time.monotonic() + limits.seconds
-        failed = False
+        failed, passed_over = False, anchored == 0
 
         @seed(first_seed)
         @settings(
@@ -239,7 +247,10 @@ class Property:
         )
         @given(self.architectures(scheme, held), st.integers(0, 2**16))
         def explore(drawn: Architecture, key: int) -> None:
-            nonlocal failed, deadline
+            nonlocal failed, deadline, passed_over
+            if not passed_over:
+                passed_over = True
+                return
             arch = scheme.arch(drawn)
             if (arch, key) not in known:
                 if failed and time.monotonic() > deadline:
@@ -258,7 +269,8 @@ class Property:
                 raise _Broken(found)
 
         try:
-            explore()
+            if self.examples(limits) > anchored:
+                explore()
         except Violation as violation:
             return Result(self.name, "failed", len(known), violation=violation)
         except _Broken as broken:
@@ -268,6 +280,19 @@ class Property:
             Architecture(**{name: value for name, value in held.items() if not isinstance(value, list)})
             raise ValueError(f"{self.name}: no architecture fits {held}; hold fewer fields") from error
         reasons = [str(found) for found in known.values() if isinstance(found, NotApplicable)]
-        if not (tested := len(known) - len(reasons)):
+        if not (tested := anchored + len(known) - len(reasons)):
             return Result(self.name, "not applicable", reason=reasons[0])
         return Result(self.name, "tested" if proof is None else "proven", tested, proof or "")
+
+    def _anchored(self, scheme: Scheme, anchors: list[Architecture], seed: int, limits: Limits) -> Result:
+        """At the largest; where that fails, at the smallest that fails too and is reached in time."""
+        *smaller, largest = anchors
+        found = self.at(scheme, largest, seed, limits)
+        deadline = time.monotonic() + limits.seconds
+        for tried, arch in enumerate(smaller, 2):
+            if found.violation is None or time.monotonic() > deadline:
+                break
+            again = self.at(scheme, arch, seed, limits)
+            if again.violation is not None:
+                return replace(again, examples=tried)
+        return found

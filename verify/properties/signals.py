@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import sympy as sp
+from hypothesis import find, settings
 from hypothesis import strategies as st
+from hypothesis.errors import NoSuchExample, Unsatisfiable
 from scipy import stats
 
 import models
@@ -34,6 +36,7 @@ MODEL_ERROR = 0.10
 _WIDE = (Widths(128, 4, 4, 512, 64, 16), Widths(128, 2, 1, 320, 50, 16))
 _SMALL = (Widths(8, 2, 1, 32, 11, 4), Widths(32, 4, 2, 128, 50, 8))
 _PUBLISHED = (Widths(256, 4, 4, 1024, 512, 64), Widths(256, 4, 2, 640, 256, 64))
+_DEPTHS = (2, 4, 8)
 _DEEP = 4
 
 
@@ -43,7 +46,25 @@ def _fixed_by_default(scheme: Scheme) -> dict[str, Any]:
 
 
 def _networks(scheme: Scheme, held: dict[str, Any]) -> st.SearchStrategy[Architecture]:
-    return architectures(_WIDE, (2, 4, 8), **_fixed_by_default(scheme) | _rule(scheme) | held)
+    return architectures(_WIDE, _DEPTHS, **_fixed_by_default(scheme) | _rule(scheme) | held)
+
+
+def _gated(scheme: Scheme, held: dict[str, Any]) -> list[Architecture]:
+    """A gated network of RMSNorms at every depth, where gradients grow the most; none where what is held forbids it."""
+    depths = held.get("num_layers", list(_DEPTHS))
+    if isinstance(depths, st.SearchStrategy):
+        return []
+    plain: dict[str, Any] = {"activation": "swiglu", "norm": "rms_norm", "positions": "none", "bias": False}
+    fields = plain | _fixed_by_default(scheme) | _rule(scheme) | held
+
+    def simplest(depth: int) -> Architecture:
+        drawn = architectures(_WIDE[-1:], **fields | {"num_layers": depth})
+        return find(drawn, lambda arch: True, settings=settings(database=None))
+
+    try:
+        return [simplest(depth) for depth in sorted(depths if isinstance(depths, list) else [depths])]
+    except (NoSuchExample, Unsatisfiable):
+        return []
 
 
 def _of_published_depth(scheme: Scheme, held: dict[str, Any]) -> st.SearchStrategy[Architecture]:
@@ -211,13 +232,13 @@ OF_LOSS = (
 )  # fmt: skip
 OF_STREAM = (
     Property("stream_band", "the stream's standard deviation stays within a band over depth", stream_band, _networks,
-             _has_places, costly=True),
+             _has_places, costly=True, anchors=_gated),
     Property("amplification", "gradients grow by less than a budget from the last block to the first", amplification,
-             _networks, _has_places, costly=True),
+             _networks, _has_places, costly=True, anchors=_gated),
     Property("growth_exponent", "the amplification grows with depth no faster than a power", growth_exponent, _networks,
-             _has_places, _growth_proof, costly=True),
+             _has_places, _growth_proof, costly=True, anchors=_gated),
     Property("two_requirements", "sub-layers are small and the shortcut is large", two_requirements,
              _of_published_depth, _has_places, costly=True),
     Property("predicted", "stream and gradient are what the theory predicts", predicted, _networks, _has_places,
-             costly=True),
+             costly=True, anchors=_gated),
 )  # fmt: skip
