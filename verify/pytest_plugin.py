@@ -10,7 +10,7 @@ Nothing here imports JAX before a scheme is asked for, since pytest loads it at 
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="FIELD=VALUE",
         help="field of Architecture held at a value, as embedding=vanilla",
     )
+    group.addoption("--init-only", action="append", default=[], metavar="PROPERTY", help="property to test (none: all)")
+    group.addoption("--init-skip", action="append", default=[], metavar="PROPERTY", help="property to leave out")
+    group.addoption(
+        "--init-layouts",
+        action="append",
+        default=[],
+        metavar="LAYOUT",
+        help="shape that an initializer is to be right for, beside one matrix at a time: stacked or fused",
+    )
+    group.addoption("--init-seed", type=int, default=0, metavar="SEED", help="of the search")
     group.addoption("--init-thorough", action="store_true", help="minutes instead of one")  # fmt: skip
 
 
@@ -62,6 +72,7 @@ class SchemeProperty:
     name: str
     scheme: Any
     limits: Any
+    seed: int
     fields: dict[str, Any]
 
     def __call__(self) -> None:
@@ -69,7 +80,7 @@ class SchemeProperty:
         from verify.properties import SchemeError, check
 
         try:
-            (result,) = check(self.scheme, limits=self.limits, only=[self.name], **self.fields).results
+            (result,) = check(self.scheme, limits=self.limits, only=[self.name], seed=self.seed, **self.fields).results
         except SchemeError as error:
             pytest.fail(str(error), pytrace=False)
         if result.violation is not None:
@@ -108,14 +119,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test for every property of the marked scheme, or of those on the command line."""
     if "scheme_property" not in metafunc.fixturenames:
         return
-    from verify.properties import PROPERTIES, THOROUGH, Limits, as_scheme
-    from verify.properties.check import held
+    from verify.properties import THOROUGH, Limits, as_scheme
+    from verify.properties.check import chosen, held
 
     option = metafunc.config.getoption
-    limits = THOROUGH if option("--init-thorough") else Limits()
     marks = [dict(mark.kwargs) for mark in metafunc.definition.iter_markers(_MARK)]
     cases = []
     try:
+        names = chosen(option("--init-only"), option("--init-skip"))
+        limits = replace(THOROUGH if option("--init-thorough") else Limits(), layouts=tuple(option("--init-layouts")))
         given: dict[str, Any] = {"declared": option("--init-declared"), "distribution": option("--init-distribution")}
         given |= held(option("--init-hold"))
         for asked in marks or [{"scheme": scheme} | given for scheme in option("--init-scheme")]:
@@ -125,8 +137,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             scheme = as_scheme(fields.pop("scheme"), fields.pop("declared"), fields.pop("distribution"))
             held_to = fields.pop("limits")
             cases += [
-                pytest.param(SchemeProperty(name, scheme, held_to, fields), id=f"{scheme.name}-{name}")
-                for name in PROPERTIES
+                pytest.param(
+                    SchemeProperty(name, scheme, held_to, option("--init-seed"), fields), id=f"{scheme.name}-{name}"
+                )
+                for name in names
             ]
     except ValueError as error:
         raise pytest.UsageError(str(error)) from error

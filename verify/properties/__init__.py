@@ -9,7 +9,7 @@ Every property is also a function: `verify.properties.declared_std(scheme, decla
 from verify.properties.check import PROPERTIES, Report, check
 from verify.properties.property import THOROUGH, Finding, Limits, Property, Result, Violation
 from verify.properties.scheme import Model, Scheme, SchemeError, as_scheme
-from verify.properties.strategies import architectures, embeddings, initializations, token_batches, weights
+from verify.properties.strategies import Widths, architectures, embeddings, initializations, token_batches, weights
 
 __all__ = [
     "PROPERTIES",
@@ -23,6 +23,7 @@ __all__ = [
     "Scheme",
     "SchemeError",
     "Violation",
+    "Widths",
     "architectures",
     "as_scheme",
     "check",

@@ -105,6 +105,15 @@ def held(pairs: Iterable[str]) -> dict[str, Any]:
     return fields
 
 
+def chosen(only: Iterable[str] = (), skip: Iterable[str] = ()) -> list[str]:
+    """Names of properties, in their order: those of `only` (none: all) without those of `skip`. ValueError: unknown."""
+    only, skip = tuple(only), tuple(skip)
+    for name in (*only, *skip):
+        if name not in PROPERTIES:
+            raise ValueError(f"property: unknown name {name!r}; choose from {', '.join(PROPERTIES)}")
+    return [name for name in PROPERTIES if name not in skip and (not only or name in only)]
+
+
 def share_of(limits: Limits) -> Limits:
     """The limits of one property, where all share the probability of a false alarm."""
     return replace(limits, false_alarms=limits.false_alarms / len(PROPERTIES))
@@ -128,17 +137,13 @@ def check(
     Architecture, held at a value or drawn from a list or strategy. Raises ValueError for unknown names and what
     `as_scheme` refuses.
     """
-    only, skip = tuple(only), tuple(skip)
-    for name in (*only, *skip):
-        if name not in PROPERTIES:
-            raise ValueError(f"property: unknown name {name!r}; choose from {', '.join(PROPERTIES)}")
+    names = chosen(only, skip)
     made = as_scheme(scheme, declared, distribution)
     share = share_of(limits)
-    chosen = {each.name for each in PROPERTIES.values() if each.name not in skip and (not only or each.name in only)}
 
     def searched(group: Iterable[Property]) -> list[Result]:
         results = []
-        for each in (each for each in group if each.name in chosen):
+        for each in (each for each in group if each.name in names):
             results.append(each.search(made, share, seed, **fields))
             advanced(results[-1])
         return results

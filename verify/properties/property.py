@@ -43,6 +43,9 @@ class Limits:
         for name in ("examples", "networks"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        for name in ("false_alarms", "amplification", "std_ratio", "growth_exponent"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: must be a positive number, got {getattr(self, name)}")
         for layout in self.layouts:
             if layout not in ("stacked", "fused"):
                 raise ValueError(f"layouts: unknown value {layout!r}; choose one of stacked, fused")

@@ -20,7 +20,7 @@ from theory import Architecture
 from theory.activation import ACTIVATIONS
 from theory.architecture import FIELD_NAMES, NORMS
 from theory.attention_scheme import ATTENTIONS
-from theory.block import BLOCKS
+from theory.block import BLOCKS, Block
 from theory.embedding import EMBEDDINGS, Embedding
 from theory.initialization import INITIALIZATIONS, OUTPUTS, Initialization, initialization
 
@@ -158,3 +158,5 @@ def weights(
 st.register_type_strategy(Architecture, architectures())
 st.register_type_strategy(Initialization, initializations())
 st.register_type_strategy(Embedding, embeddings())
+st.register_type_strategy(Block, st.sampled_from(list(BLOCKS.values())))
+st.register_type_strategy(Transformer, architectures().flatmap(weights))
