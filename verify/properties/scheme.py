@@ -311,9 +311,7 @@ def _assembled(
     def matrix(kind: str) -> Any:
         own = jax.random.fold_in(key, MATRIX_KINDS.index(kind))
         draw = partial(drawn_by, initializers[kind], shape=arch.shape(kind), name=f"{name}: {kind}")
-        if "." not in kind:
-            return draw(own)
-        return jnp.stack([draw(layer) for layer in jax.random.split(own, arch.num_layers)])
+        return jax.vmap(draw)(jax.random.split(own, arch.num_layers)) if "." in kind else draw(own)
 
     return assemble(arch, matrix)
 

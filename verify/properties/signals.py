@@ -34,6 +34,7 @@ BATCH = 4
 # what predict leaves out at this width: its own error, at most 10 % in 300 architectures (benchmarks/accuracy.py)
 MODEL_ERROR = 0.10
 _WIDE = (Widths(128, 4, 4, 512, 64, 16), Widths(128, 2, 1, 320, 50, 16))
+_GATED = Widths(128, 2, 1, 320, 50, 8)
 _SMALL = (Widths(8, 2, 1, 32, 11, 4), Widths(32, 4, 2, 128, 50, 8))
 _PUBLISHED = (Widths(256, 4, 4, 1024, 512, 64), Widths(256, 4, 2, 640, 256, 64))
 _DEPTHS = (2, 4, 8)
@@ -58,7 +59,7 @@ def _gated(scheme: Scheme, held: dict[str, Any]) -> list[Architecture]:
     fields = plain | _fixed_by_default(scheme) | _rule(scheme) | held
 
     def simplest(depth: int) -> Architecture:
-        drawn = architectures(_WIDE[-1:], **fields | {"num_layers": depth})
+        drawn = architectures((_GATED,), **fields | {"num_layers": depth})
         return find(drawn, lambda arch: True, settings=settings(database=None))
 
     try:
@@ -73,7 +74,8 @@ def _of_published_depth(scheme: Scheme, held: dict[str, Any]) -> st.SearchStrate
 
 
 def _small_networks(scheme: Scheme, held: dict[str, Any]) -> st.SearchStrategy[Architecture]:
-    return architectures(_SMALL, (1, 2, 3), **_fixed_by_default(scheme) | _rule(scheme) | held)
+    tied: dict[str, Any] = {"tied": [False, True]}
+    return architectures(_SMALL, (1, 2, 3), **_fixed_by_default(scheme) | tied | _rule(scheme) | held)
 
 
 def _rule(scheme: Scheme) -> dict[str, Any]:
