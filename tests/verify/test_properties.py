@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import models
 from models.initialization import assemble
 from theory import Architecture, Embedding, Initialization
-from theory.block import BLOCKS
+from theory.block import BLOCKS, Block
 from theory.embedding import EMBEDDINGS
 from theory.initialization import INITIALIZATIONS, MATRIX_KINDS
 from theory.notation import d, fan_in, layer
@@ -28,6 +28,7 @@ from verify.properties import (
     Model,
     SchemeError,
     Violation,
+    Widths,
     architectures,
     as_scheme,
     check,
@@ -37,7 +38,6 @@ from verify.properties import (
 )
 from verify.properties.check import held
 from verify.properties.faults import FAULTS
-from verify.properties.strategies import Widths
 
 ODD = Architecture(
     num_layers=3, d_model=16, num_heads=4, num_kv_heads=2, d_ff=20, vocab_size=7, seq_len=6, norm="rms_norm",
@@ -93,18 +93,36 @@ def test_every_block_is_finite_in_half_precision(block, embedding):
     assert properties.finite("megatron", arch=arch, limits=limits).outcome == "tested"
 
 
-# one of every kind of mistake
-KINDS_OF_FAULT = {getattr(fault.mistake, "func", fault.mistake): name for name, fault in FAULTS.items()}.values()
+def firsts(of):
+    """The first fault of each that this tells apart."""
+    found = {}
+    for name, fault in FAULTS.items():
+        found.setdefault(of(fault), name)
+    return found.values()
 
 
-@pytest.mark.parametrize("name", KINDS_OF_FAULT)
+# one of every kind of mistake, and one for every property
+SOME_FAULTS = sorted(
+    {*firsts(lambda fault: getattr(fault.mistake, "func", None)), *firsts(lambda fault: fault.caught_by)}
+)
+
+
+@pytest.mark.parametrize("name", SOME_FAULTS)
 def test_planted_faults_are_caught_where_they_should_be(name):
     """The first architecture that shows a fault must do; `benchmarks/planted_faults.py` runs the whole search."""
     fault = FAULTS[name]
-    with pytest.raises(Violation) as found:
-        PROPERTIES[fault.caught_by](fault.planted(), arch=ODD, seed=1)
-    finding = found.value.finding
+    tested, limits = PROPERTIES[fault.caught_by], Limits(networks=1, seconds=0.0, layouts=fault.layouts)
+    if tested.costly:
+        finding = tested.search(fault.planted(), limits, 1, **fault.held).violation.finding
+    else:
+        with pytest.raises(Violation) as found:
+            tested(fault.planted(), arch=dataclasses.replace(ODD, **fault.held), seed=1, limits=limits)
+        finding = found.value.finding
     assert not finding.low <= finding.measured <= finding.high
+
+
+def test_every_property_has_a_planted_fault():
+    assert {fault.caught_by for fault in FAULTS.values()} == set(PROPERTIES)
 
 
 def test_a_counterexample_is_small_and_says_everything(capsys):
@@ -422,7 +440,8 @@ def test_what_the_scheme_decides_cannot_be_held():
         properties.zero_mean("he", limits=QUICK, initialization="small")
     with pytest.raises(ValueError, match=r"activation: unknown value 'gellu'"):
         properties.zero_mean("he", limits=QUICK, activation="gellu")
-    for wrong in ({"examples": 0}, {"layouts": ("stakced",)}):
+    for wrong in ({"examples": 0}, {"layouts": ("stakced",)}, {"amplification": 0.0}, {"std_ratio": -1.0},
+                  {"growth_exponent": float("nan")}, {"false_alarms": 0.0}):  # fmt: skip
         with pytest.raises(ValueError, match=f"{next(iter(wrong))}: "):
             Limits(**wrong)
 
@@ -571,6 +590,8 @@ def test_strategies_draw_what_they_say(data):
 @given(data=st.data(), arch=...)
 def test_types_have_strategies(data, arch: Architecture):
     assert arch.initialization in INITIALIZATIONS and isinstance(data.draw(st.from_type(Embedding)), Embedding)
+    assert data.draw(st.from_type(Block)) in BLOCKS.values()
+    assert set(MATRIX_KINDS) >= set(data.draw(st.from_type(models.Transformer)).matrices)
     params = data.draw(weights(ODD, scales=(2.0, 2.0)))
     np.testing.assert_allclose(np.std(params.matrices["feed_forward.up"]), 2 * ODD.std("feed_forward.up")[0], rtol=0.3)
 
@@ -590,7 +611,7 @@ import jax
 import pytest
 
 def broken(key, shape, dtype):
-    if shape[0] == 4:
+    if shape == (4, 4):
         raise RuntimeError("my own bug")
     return jax.random.normal(key, shape, dtype)
 
@@ -638,8 +659,19 @@ def test_pytest_runs_a_marked_scheme_and_one_from_its_command_line(tmp_path):
         "vocab_size=5",
         "--init-hold",
         "seq_len=3",
-        "-k",
-        "zero_mean or declared_std",
+        "--init-only",
+        "zero_mean",
+        "--init-only",
+        "declared_std",
+        "--init-only",
+        "layouts",
+        "--init-skip",
+        "zero_mean",
+        "--init-layouts",
+        "stacked",
+        "--init-seed",
+        "3",
     )
     assert asked.returncode == 1 and "1 failed, 1 passed" in asked.stdout, asked.stdout
+    assert "layouts=('stacked',)" in asked.stdout
     assert "inits:mine: declared_std fails" in asked.stdout and "Traceback" not in asked.stdout

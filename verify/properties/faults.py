@@ -1,11 +1,12 @@
 """Mistakes that people make in initialisation code, planted into registered schemes: what the properties must catch.
 
-Each takes the matrices of a right draw and returns wrong ones; the scheme still declares what it was.
+Each takes the matrices of a right draw and returns wrong ones; the scheme still declares what it was, where it does.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,23 +25,33 @@ Mistake = Callable[[Matrices, PRNGKeyArray, Architecture], Matrices]
 
 @dataclass(frozen=True)
 class Fault:
-    """A mistake in a registered scheme. caught_by: the property that must fail."""
+    """A mistake in a registered scheme, or (mistake: None) in how an initializer is used for several matrices at once.
+
+    caught_by: the property that must fail. declared: whether the scheme says what it was meant to be; else the property
+    goes by what it measures. held: fields of `Architecture` that it takes. layouts: as in `Limits`.
+    """
 
     name: str
     scheme: str
-    mistake: Mistake
+    mistake: Mistake | None
     caught_by: str = "declared_std"
+    declared: bool = True
+    held: Mapping[str, Any] = field(default_factory=dict)
+    layouts: tuple[str, ...] = ()
 
     def planted(self) -> Scheme:
-        """The faulty scheme, which declares the rule that it breaks."""
+        """The faulty scheme."""
+        if self.mistake is None:
+            return as_scheme(f"jax.nn.initializers:{self.scheme}_normal", name=self.name)
+        mistake = self.mistake
 
         def init(key: PRNGKeyArray, arch: Architecture) -> models.Transformer:
             ruled = replace(arch, initialization=self.scheme)
-            drawn = self.mistake(models.init(key, ruled).matrices, key, ruled)
+            drawn = mistake(models.init(key, ruled).matrices, key, ruled)
             return assemble(ruled, lambda kind: drawn[kind] if "." in kind else drawn[kind][0])
 
         law = None if INITIALIZATIONS[self.scheme].truncation else "normal"
-        return as_scheme(Model(init), self.scheme, law, self.name)
+        return as_scheme(Model(init), self.scheme if self.declared else None, law, self.name)
 
 
 def _scaled(kind: str, factor: float, drawn: Matrices, key: PRNGKeyArray, arch: Architecture) -> Matrices:
@@ -84,9 +95,18 @@ def _same_in_all_layers(drawn: Matrices, key: PRNGKeyArray, arch: Architecture) 
     return {kind: jnp.broadcast_to(weight[:1], weight.shape) for kind, weight in drawn.items()}
 
 
-def _table_of_ones(kind: str, drawn: Matrices, key: PRNGKeyArray, arch: Architecture) -> Matrices:
-    """A tied table with the standard deviation 1 of a lookup, which as a head has d inputs."""
-    return drawn | {kind: drawn[kind] / float(arch.std(kind)[0])}
+def _of_unit_std(kind: str, drawn: Matrices, key: PRNGKeyArray, arch: Architecture) -> Matrices:
+    """A standard deviation of 1, whatever the inputs: a lookup's in a tied table, which as a head has d inputs."""
+    return drawn | {kind: drawn[kind] / jnp.asarray(arch.std(kind), jnp.float32)[:, None, None]}
+
+
+def _by_its_own_std(kind: str, drawn: Matrices, key: PRNGKeyArray, arch: Architecture) -> Matrices:
+    """Divided by its standard deviation, though it starts at 0."""
+    return drawn | {kind: drawn[kind] / drawn[kind].std()}
+
+
+def _in_all_blocks(factor: float, drawn: Matrices, key: PRNGKeyArray, arch: Architecture) -> Matrices:
+    return {kind: weight * (factor if "." in kind else 1) for kind, weight in drawn.items()}
 
 
 def _nominal(kind: str, drawn: Matrices, key: PRNGKeyArray, arch: Architecture) -> Matrices:
@@ -202,8 +222,9 @@ def _faults() -> list[Fault]:
         )
     ]  # fmt: skip
     found.append(Fault("every layer is a copy of the first", "xavier", _same_in_all_layers, pairs))
+    tied = {"tied": True}
     found += [
-        Fault(f"a tied table of standard deviation 1 ({scheme})", scheme, partial(_table_of_ones, "embedding"))
+        Fault(f"a tied table of standard deviation 1 ({scheme})", scheme, partial(_of_unit_std, "embedding"), held=tied)
         for scheme in ("lecun", "he")
     ]
     found += [
@@ -225,6 +246,27 @@ def _faults() -> list[Fault]:
         Fault("a matrix of rank one", "small", partial(_of_rank_one, "feed_forward.up"), "spectral_norm"),
         Fault("the key is not used", "megatron", partial(_constant_key, "attention.value"), "determined_by_key"),
     ]
+    up, down = "feed_forward.up", "feed_forward.down"
+    found += [
+        Fault("layers stacked without batch_axis", "he", None, "layouts", declared=False, layouts=("stacked",)),
+        Fault("query, key and value fused without their own fan-out", "xavier", None, "layouts", declared=False,
+              layouts=("fused",)),
+        Fault("one standard deviation for every width", "megatron", partial(_of_unit_std, up), "width_scaling"),
+        Fault("divided by a standard deviation of 0", "zero_output", partial(_by_its_own_std, down), "finite"),
+        Fault("too large for float16", "megatron", partial(_scaled, up, 1e5), "finite"),
+        Fault("an output matrix without its fan-in", "megatron", partial(_of_unit_std, down), "stream_band"),
+        Fault("a table 1,000 times too small", "megatron", partial(_scaled, "embedding", 1e-3), "amplification",
+              declared=False),
+        Fault("a table 100 times too small", "megatron", partial(_scaled, "embedding", 1e-2), "two_requirements",
+              declared=False),
+        Fault("blocks twice too large, in a post-norm network", "xavier", partial(_in_all_blocks, 2.0),
+              "growth_exponent", declared=False, held={"block": "post_ln"}),
+        Fault("blocks four times too large", "megatron", partial(_in_all_blocks, 4.0), "two_requirements",
+              declared=False),
+        Fault("blocks twice as large as declared", "megatron", partial(_in_all_blocks, 2.0), "predicted"),
+        Fault("a tied table of standard deviation 1 (megatron)", "megatron", partial(_of_unit_std, "embedding"),
+              "predicted", held=tied),
+    ]  # fmt: skip
     return found
 
 
