@@ -112,7 +112,7 @@ def test_a_shortcut_further_from_one_than_by_one_over_depth(sign: int, order: st
     From below the stream tends to a variance of order root N, and the gradient to about its root's part.
     """
     p = sp.Rational(order)
-    reached = 1 - float(p)
+    reached = float(1 - p)
     block = Block("mine", shortcut=sp.sqrt(1 + sign / (2 * N**p)))
     arch = replace(SMALL, block=block, activation="gelu", norm_epsilon=0.0)
     found = growth(arch)
