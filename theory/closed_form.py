@@ -18,7 +18,6 @@ from theory.activation import Activation, activation
 from theory.architecture import Architecture
 from theory.attention_scheme import attention_scheme
 from theory.block import block
-from theory.derivation import Step, equation, topic
 from theory.dual_expression import dual_expression, dual_tables, mean_expression
 from theory.gaussian_norm import gaussian_norm
 from theory.positions import sinusoids
@@ -28,7 +27,23 @@ from theory.token_mixing import TokenMixing, token_mixing
 
 ARGUMENTS = (s.variance, s.correlation, s.gradient_correlation, s.layer, s.N, s.epsilon)
 Pair = tuple[sp.Expr, sp.Expr]
-Gain = Callable[[str], sp.Expr]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the map of an addition is put together from.
+
+    shortcut, branch, input: the block's factors. gain: of a kind of matrix, fan_in times its entries' variance. dual:
+    (E[F(u) F(u')], E[F'(u) F'(u')]) at a variance and a correlation. mean: E[F(u)] at a variance. mixing: attention's.
+    """
+
+    shortcut: sp.Expr
+    branch: sp.Expr
+    input: sp.Expr
+    gain: Callable[[str], sp.Expr]
+    dual: Callable[[sp.Expr, sp.Expr], Pair]
+    mean: Callable[[sp.Expr], sp.Expr]
+    mixing: TokenMixing
 
 
 @dataclass(frozen=True)
@@ -153,31 +168,43 @@ def gain(arch: Architecture, kind: str) -> sp.Expr:
 @lru_cache(maxsize=256)
 def additions(arch: Architecture) -> tuple[Addition, ...]:
     """The residual additions of one block of `arch` as expressions."""
-    return tuple(
-        _addition(arch, parts, lambda kind: gain(arch, kind), token_mixing(arch))
-        for parts in block(arch.block).additions
+    terms = terms_of(arch)
+    return tuple(addition(arch, parts, terms) for parts in block(arch.block).additions)
+
+
+def terms_of(arch: Architecture) -> Terms:
+    """What `additions` puts its expressions together from."""
+    scheme, function = block(arch.block), activation(arch.activation)
+    return Terms(
+        scheme.shortcut,
+        scheme.branch,
+        scheme.input,
+        lambda kind: gain(arch, kind),
+        lambda q, rho: dual_expression(function, q, rho),
+        lambda q: mean_expression(function, q),
+        token_mixing(arch),
     )
 
 
-def _addition(arch: Architecture, parts: tuple[str, ...], gain_of: Gain, mixing: TokenMixing) -> Addition:
-    scheme = block(arch.block)
+def addition(arch: Architecture, parts: tuple[str, ...], terms: Terms) -> Addition:
+    """The addition of those parts, with `arch`'s norms and these terms. `theory.two_number_map` proves it."""
     nu, rho, gamma = s.variance, s.correlation, s.gradient_correlation
-    total, shared = scheme.shortcut**2 * nu, scheme.shortcut**2 * nu * rho
-    gradient, common = scheme.shortcut**2, scheme.shortcut**2 * gamma
+    total, shared = terms.shortcut**2 * nu, terms.shortcut**2 * nu * rho
+    gradient, common = terms.shortcut**2, terms.shortcut**2 * gamma
     written = {}
     for part in parts:
-        q, scale = scheme.input**2 * nu, scheme.input**2
+        q, scale = terms.input**2 * nu, terms.input**2
         if arch.normed("pre", part):
             q, scale = q / (nu + s.epsilon), scale / (nu + s.epsilon)
         if part == "attention":
-            (size, pair), (own, across) = _attention(arch, q, gain_of, mixing)
+            (size, pair), (own, across) = _attention(arch, q, terms)
         else:
-            (size, pair), (own, across) = _feed_forward(arch, q, gain_of)
+            (size, pair), (own, across) = _feed_forward(arch, q, terms)
         own, across = scale * own, scale * across
         if arch.normed("output", part):
             divisor = size + s.epsilon
             size, pair, own, across = (term / divisor for term in (size, pair, own, across))
-        written[part] = tuple(scheme.branch**2 * term for term in (size, pair, own, across))
+        written[part] = tuple(terms.branch**2 * term for term in (size, pair, own, across))
         size, pair, own, across = written[part]
         total, shared, gradient, common = total + size, shared + pair, gradient + own, common + across
     correlation, before = shared / total, common / gradient
@@ -186,85 +213,41 @@ def _addition(arch: Architecture, parts: tuple[str, ...], gain_of: Gain, mixing:
     return Addition(parts, total, correlation, gradient, before, written, activation(arch.activation))
 
 
-def _attention(arch: Architecture, q: sp.Expr, gain_of: Gain, mixing: TokenMixing) -> tuple[Pair, Pair]:
+def _attention(arch: Architecture, q: sp.Expr, terms: Terms) -> tuple[Pair, Pair]:
     """Variance and covariance that attention writes for input of variance q, and gains of gradient and covariance."""
-    value, output = gain_of("attention.value"), gain_of("attention.output")
+    value, output = terms.gain("attention.value"), terms.gain("attention.output")
     if attention_scheme(arch.attention).qkv_norm:
         divisor = value * q + s.epsilon
         q, value, back = value * q / divisor, sp.S.One, value / divisor
     else:
         back = value
-    size, pair = (value * q * term for term in mixing.forward(s.correlation))
+    size, pair = (value * q * term for term in terms.mixing.forward(s.correlation))
     if arch.normed("inner", "attention"):
         divisor = size + s.epsilon
         size, pair, back = size / divisor, pair / divisor, back / divisor
-    own, across = (output * back * term for term in mixing.backward(s.gradient_correlation))
+    own, across = (output * back * term for term in terms.mixing.backward(s.gradient_correlation))
     return (output * size, output * pair), (own, across)
 
 
-def _feed_forward(arch: Architecture, q: sp.Expr, gain_of: Gain) -> tuple[Pair, Pair]:
+def _feed_forward(arch: Architecture, q: sp.Expr, terms: Terms) -> tuple[Pair, Pair]:
     """The same of the feed-forward."""
-    scheme = activation(arch.activation)
-    up, down = gain_of("feed_forward.up"), gain_of("feed_forward.down")
-    gate = gain_of("feed_forward.gate") if scheme.gated else up
+    gated = activation(arch.activation).gated
+    up, down = terms.gain("feed_forward.up"), terms.gain("feed_forward.down")
+    gate = terms.gain("feed_forward.gate") if gated else up
     moments, backs = [], []
     for rho in (sp.S.One, s.correlation):
-        function, slope = dual_expression(scheme, gate * q, rho)
-        if scheme.gated:
+        function, slope = terms.dual(gate * q, rho)
+        if gated:
             moments.append(function * up * q * rho)
             backs.append(up * function + gate * slope * up * q * rho)
         else:
             moments.append(function)
             backs.append(up * slope)
     if arch.normed("inner", "feed_forward"):
-        if arch.norm == "layer_norm" and not scheme.gated:
-            mean = mean_expression(scheme, gate * q) ** 2
+        if arch.norm == "layer_norm" and not gated:
+            mean = terms.mean(gate * q) ** 2
             moments = [moment - mean for moment in moments]
         divisor = moments[0] + s.epsilon
         moments, backs = [m / divisor for m in moments], [b / divisor for b in backs]
     size, pair = (down * moment for moment in moments)
     return (size, pair), (down * backs[0], down * backs[1] * s.gradient_correlation)
-
-
-@topic("The two-number map of one residual addition")
-def two_number_map() -> tuple[Step, ...]:
-    """(nu, rho) of the stream to (nu_next, rho_next) after one addition x + f(LN(x)), and back for the gradient: r is
-    its squared norm before over after, gamma and gamma_before the gradients' token correlation after and before.
-    Uniform causal attention, then a feed-forward with ReLU and with GELU. `theory.closed_form.additions(arch)` has the
-    same map of any architecture, as expressions and as functions of arrays. It leaves out what sets positions apart,
-    sharp attention and its score path; docs/growth.md has its error against the kernel prediction, by block."""
-    gains = {
-        "attention.value": s.d * s.sigma_V**2,
-        "attention.output": s.d * s.sigma_O**2,
-        "feed_forward.up": s.d * s.sigma_1**2,
-        "feed_forward.down": s.d_ff * s.sigma_2**2,
-    }
-    mixing = TokenMixing(s.participation, 2 - s.participation, sp.S.One, s.T, s.T)
-    steps = list[Step]()
-    for part, name in (("attention", "identity"), ("feed_forward", "relu"), ("feed_forward", "gelu")):
-        made = _addition(Architecture(activation=name), (part,), gains.__getitem__, mixing)
-        what = "attention" if part == "attention" else f"the feed-forward, {name}"
-        size, pair, own, _ = made.written[part]
-        steps += [
-            Step(equation(s.variance_after, made.variance), f"variance after {what}", kind="given"),
-            Step(equation(s.correlation_after, made.correlation), f"correlation after {what}", kind="given"),
-            Step(equation(s.gradient_ratio, made.gradient), f"the gradient back through {what}", kind="given"),
-            Step(
-                equation(s.gradient_correlation_before, made.gradient_correlation),
-                f"its correlation before {what}",
-                kind="given",
-            ),
-            Step(
-                equation(pair.subs(s.correlation, 1), size.subs(s.correlation, 1)),
-                "equal tokens stay equal: rho = 1 is a fixed point",
-            ),
-        ]
-        if name != "gelu":
-            back = own.subs({s.correlation: 1, s.gradient_correlation: sp.Rational(1, 2)})
-            steps.append(
-                Step(
-                    equation(back * s.variance, size.subs(s.correlation, 1)),
-                    "there the gains agree (attention: at gamma = 1/2): nu_next / nu = r without epsilon",
-                )
-            )
-    return tuple(steps)

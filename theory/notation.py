@@ -98,8 +98,24 @@ written_in_all = _positive(
     "variance that all blocks write, each over the share that the shortcuts before it leave",
     "stream unit squared",
 )
+forward_shared = _non_negative(
+    "w_rho", "covariance of two tokens that a sub-layer writes into the stream", "stream unit squared"
+)
+backward_shared = _non_negative(
+    "beta_gamma", "the same for two tokens' gradients: what it adds to their product, times nu"
+)
+sum_divisor = _positive("p", "what a norm on the sum divides the variance by; 1 where there is none")
+value_gain = _positive("g_V", "variance of a value's coordinates over that of what attention reads, d sigma_V^2")
+output_gain = _positive("g_O", "variance that W_O writes over that of what it reads, d sigma_O^2")
+up_gain = _positive("g_1", "variance that W_1 writes over that of what it reads, d sigma_1^2")
+gate_gain = _positive("g_g", "variance that W_g writes over that of what it reads, d times that of its entries")
+down_gain = _positive("g_2", "variance that W_2 writes over that of what it reads, d_ff sigma_2^2")
 participation = _positive("h_A", "mean over positions of the summed squares of a row of the attention matrix")
 column_square = _positive("k_A", "mean over positions of the squared column sum of the attention matrix")
+row_square = _positive(
+    "r_A", "mean over positions of the squared row sum of the attention matrix; 1 but for clipped ones"
+)
+total_square = _positive("t_A", "squared sum of all entries of the attention matrix over T; T where rows sum to 1")
 amplification = _symbol("a", "amplification, gradient norm at block 1 over that after block N", positive=True)
 C_ffn = _positive("C_ffn", "feed-forward constant, (sqrt d + sqrt d_ff)^2", "coordinates")
 C_attn = _positive("C_attn", "attention constant, 2 sqrt(d) ||J^Z||")
@@ -180,3 +196,4 @@ J_query = _matrix("J_query", T * d, T * d, "part of J_Z through the queries")
 J_key = _matrix("J_key", T * d, T * d, "part of J_Z through the keys")
 A_T = _matrix("A_T", T, T, "uniform causal averaging: row t has 1/t in columns 1 to t")
 P_T = _matrix("P_T", T, T, "a head's causal attention matrix, its rows sum to 1")
+K = _matrix("K", T, T, "mean products of the stream's coordinates at two positions", "stream unit squared")

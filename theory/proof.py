@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import mpmath  # type: ignore[import-untyped]
 import sympy as sp
+from sympy.core.function import AppliedUndef
 
 from theory.matrix_algebra import Norm, rule, trace, words
 
@@ -48,7 +49,10 @@ def prove(statement: sp.Basic, using: Sequence[sp.Basic] = ()) -> str | None:
 
 
 def vanishes(expression: sp.Expr) -> bool:
-    """Whether the expression simplifies to zero, by steps from cheap to dear."""
+    """Whether the expression simplifies to zero, by steps from cheap to dear; a rational function's normal form."""
+    functions = {f: sp.Dummy() for f in expression.atoms(AppliedUndef)}
+    if (rational := expression.xreplace(functions)).is_rational_function():
+        return bool(sp.cancel(rational) == 0)
     for attempt in (lambda e: e, sp.expand, lambda e: sp.expand(sp.together(e)), sp.simplify):
         expression = attempt(expression)
         if expression == 0:
