@@ -143,6 +143,7 @@ _TOPIC_MODULES = (
     "block_requirements",
     "norm_scale",
     "token_mixing",
+    "dual_expression",
     "two_number_map",
     "solved_recursion",
     "score_path",

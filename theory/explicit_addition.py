@@ -14,6 +14,7 @@ from theory import notation as s
 from theory.activation import activation
 from theory.architecture import Architecture
 from theory.attention_scheme import attention_scheme
+from theory.dual_expression import DUAL, MEAN, SLOPE_DUAL
 from theory.gaussian_moments import mean_products
 
 GAINS = {
@@ -23,8 +24,6 @@ GAINS = {
     "feed_forward.gate": s.gate_gain,
     "feed_forward.down": s.down_gain,
 }
-DUAL, SLOPE_DUAL, MEAN = (sp.Function(name) for name in ("F_2", "S_2", "F_1"))
-"""E[F(u) F(u')] and E[F'(u) F'(u')] at a variance and a correlation, E[F(u)] at a variance: any activation's"""
 
 
 class _Slope(sp.Function):

@@ -11,8 +11,8 @@ def mean_products(
 ) -> tuple[sp.Expr, ...]:
     """E[f g] of each pair of polynomials, over independent Gaussian symbols of mean 0 and these variances.
 
-    E[w^(2k)] = (2k - 1)!! variance^k; a product with an odd power has none. Other symbols are numbers. Raises ValueError
-    where one is no polynomial.
+    E[w^(2k)] = (2k - 1)!! variance^k; a product with an odd power has none. Other symbols are numbers. Raises
+    ValueError where one is no polynomial.
     """
     gaussians = tuple(variances)
     symbols = {symbol for pair in pairs for polynomial in pair for symbol in polynomial.free_symbols}

@@ -5,6 +5,7 @@ entries in a row, of the squared column sums, of the squared row sums, and of al
 averaging these are H_T / T, 2 - H_T / T, 1 and T. The backward map G -> A^T G A has the same eigenvalues.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +54,21 @@ class TokenMixing:
         return mean, ((across - own) * (1 - rho) + (self.total_square - along) * rho) / pairs
 
 
+ANY_MATRIX = TokenMixing(s.participation, s.column_square, s.row_square, s.total_square, s.T)
+
+
+def mixing_numbers(attention: sp.ImmutableMatrix) -> dict[sp.Basic, sp.Expr]:
+    """The symbols of `ANY_MATRIX` for an explicit matrix A [T, T]."""
+    length, ones = attention.rows, sp.ones(attention.rows, 1)
+    squares = {
+        s.participation: sum(a**2 for a in attention),
+        s.column_square: sum(a**2 for a in attention.T * ones),
+        s.row_square: sum(a**2 for a in attention * ones),
+        s.total_square: sum(attention) ** 2,
+    }
+    return {symbol: square / sp.Integer(length) for symbol, square in squares.items()} | {s.T: sp.Integer(length)}
+
+
 def token_mixing(arch: Architecture) -> TokenMixing:
     """Of `arch`'s attention where all logits before ALiBi's bias are 0; uniform attention's are exact."""
     length, scheme = arch.seq_len, attention_scheme(arch.attention)
@@ -93,6 +109,7 @@ def uniform_mixing() -> tuple[Step, ...]:
     half = mixing.backward(sp.Rational(1, 2))[0]
     conserved = (own + (column - own) * gamma) + pairs * ((1 - own) + (s.T - column - 1 + own) * gamma) / pairs
     return (
+        *_any_matrix(),
         Step(
             equation(own, sp.harmonic(s.T) / s.T),
             "the mean over t of sum_s A_ts^2 = 1 / t",
@@ -122,6 +139,29 @@ def uniform_mixing() -> tuple[Step, ...]:
             using=(column_value,),
         ),
     )
+
+
+def _any_matrix() -> Iterator[Step]:
+    """Variance and covariance of A x and of A^T g, for a matrix A of which nothing is assumed."""
+    everything = sp.OneMatrix(s.T, s.T)
+    for name, matrix, rho, found in (
+        ("A x", s.A_T, s.correlation, ANY_MATRIX.forward(s.correlation)),
+        ("A^T g", s.A_T.T, s.gradient_correlation, ANY_MATRIX.backward(s.gradient_correlation)),
+    ):
+        kernel = matrix * ((1 - rho) * sp.Identity(s.T) + rho * everything) * matrix.T
+        own, total = sp.Trace(kernel), sp.Trace(kernel * everything)
+        reason = f"{name} of any matrix A, tokens of variance 1 and equal correlation: mean"
+        yield Step(equation(own / s.T, found[0]), f"{reason} variance", instances=_entries)
+        yield Step(equation((total - own) / (s.T * (s.T - 1)), found[1]), f"{reason} covariance", instances=_entries)
+
+
+def _entries(statement: sp.Eq) -> Iterator[tuple[sp.Eq, str]]:
+    """The statement entry by entry, for matrices of symbols."""
+    for size in (2, 3):
+        entries = sp.ImmutableMatrix(size, size, sp.symbols(f"a_:{size * size}", real=True))
+        values = {s.A_T: entries, sp.OneMatrix(s.T, s.T): sp.ones(size, size), sp.Identity(s.T): sp.eye(size)}
+        left = statement.lhs.replace(sp.Trace, lambda product, v=values: product.xreplace(v).doit().trace())
+        yield equation(*(side.subs(mixing_numbers(entries)) for side in (left, statement.rhs))), f"T = {size}"
 
 
 def _sums(statement: sp.Eq, columns: bool) -> list[tuple[sp.Eq, str]]:

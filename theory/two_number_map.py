@@ -7,7 +7,7 @@ with the general ones. The activation's moments in closed form: the topic `gauss
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import reduce
+from functools import lru_cache, partial, reduce
 
 import sympy as sp
 
@@ -17,16 +17,16 @@ from theory.architecture import Architecture
 from theory.block import BLOCKS, PARTS, Block, block
 from theory.closed_form import Addition, Pair, Terms, addition, terms_of
 from theory.derivation import Step, equation, topic
-from theory.explicit_addition import DUAL, GAINS, MEAN, SLOPE_DUAL, explicit_addition
+from theory.dual_expression import DUAL, MEAN, SLOPE_DUAL
+from theory.explicit_addition import GAINS, explicit_addition
 from theory.gaussian_moments import mean_products
 from theory.matrix_algebra import words
-from theory.token_mixing import TokenMixing
+from theory.token_mixing import ANY_MATRIX, mixing_numbers
 
 _NU, _RHO, _GAMMA = s.variance, s.correlation, s.gradient_correlation
 _A, _B = s.shortcut_factor, s.branch_factor
 _WRITTEN = sp.ImmutableMatrix([s.forward_gain, s.forward_shared, s.backward_gain / _NU, s.backward_shared / _NU])
 _MAP = sp.ImmutableMatrix([s.variance_after, s.correlation_after, s.gradient_ratio, s.gradient_correlation_before])
-_MIXING = TokenMixing(s.participation, s.column_square, s.row_square, s.total_square, s.T)
 _ROWS_SUM_TO_ONE = {s.row_square: 1, s.total_square: s.T}
 _MEASURED = "measured: docs/growth.md, benchmarks/closed_form.py; kept by `predict`: docs/prediction.md"
 
@@ -42,7 +42,7 @@ def _dual(q: sp.Expr, rho: sp.Expr) -> Pair:
     return DUAL(q, rho), SLOPE_DUAL(q, rho)
 
 
-SYMBOLIC = Terms(_A, _B, s.input_factor, GAINS.__getitem__, _dual, MEAN, _MIXING)
+SYMBOLIC = Terms(_A, _B, s.input_factor, GAINS.__getitem__, _dual, MEAN, ANY_MATRIX)
 
 
 def sub_layer(arch: Architecture, part: str) -> sp.ImmutableMatrix:
@@ -66,8 +66,8 @@ def four(made: Addition) -> sp.ImmutableMatrix:
 
 @topic("The two-number map of one residual addition")
 def two_number_map() -> tuple[Step, ...]:
-    """(nu, rho) of the stream to (nu_next, rho_next) after one addition x' = post(a x + b out(f(c pre(x)))), each of the
-    norms there or not, and back for the gradient: r is its squared norm before over after, gamma and gamma_before the
+    """(nu, rho) of the stream to (nu_next, rho_next) after x' = post(a x + b out(f(c pre(x)))), each of the norms there
+    or not, and back for the gradient: r is its squared norm before over after, gamma and gamma_before the
     gradients' token correlation after and before. What a sub-layer writes, b = 1, is w and w_rho; what it adds to the
     gradient, beta / nu and beta_gamma / nu; of a parallel block they add up. F_2(q, rho), S_2(q, rho) and F_1(q) are
     E[F(u) F(u')], E[F'(u) F'(u')] and E[F(u)] of Gaussians of variance q and correlation rho. Numbers come from the
@@ -117,9 +117,9 @@ def two_number_map() -> tuple[Step, ...]:
         ),
         Step(
             equation(_MAP, general),
-            "what the outer matrix writes has mean 0 given the stream, so that squares add up, forward and back; p is 1, "
-            "or with a norm on the sum a^2 nu + b^2 w + epsilon. Exact moments at the sizes named; and of every registered "
-            "block, any activation, gated or not, what `closed_form` evaluates",
+            "what the outer matrix writes has mean 0 given the stream, so that squares add up, forward and back; p is "
+            "1, or with a norm on the sum a^2 nu + b^2 w + epsilon. Exact moments at the sizes named; and of every "
+            "registered block, any activation, gated or not, what `closed_form` evaluates",
             instances=_general_instances,
         ),
     ]
@@ -128,7 +128,7 @@ def two_number_map() -> tuple[Step, ...]:
             Step(
                 equation(_WRITTEN, sub_layer(arch, part)),
                 f"{_what(part, arch)}: {', '.join(names)}",
-                instances=lambda statement, part=part, arch=arch: _explicit(statement, part, arch),
+                instances=partial(_explicit, part=part, arch=arch),
             )
         )
     for part in PARTS:
@@ -171,7 +171,7 @@ def _matrix_instances(statement: sp.Eq) -> Iterator[tuple[sp.Eq, str]]:
         values = {s.d: sp.Integer(d), s.d_ff: sp.Integer(d_ff)}
         for vector in (s.x, s.z, s.v):
             values[vector] = sp.Matrix(sp.symbols(f"{vector}_1:{d + 1}", real=True))
-        variances = {}
+        variances: dict[sp.Symbol, sp.Expr] = {}
         for matrix, std, shape in ((s.W_1, s.sigma_1, (d_ff, d)), (s.W_2, s.sigma_2, (d, d_ff))):
             values[matrix] = sp.Matrix(*shape, lambda i, j, w=matrix: sp.Symbol(f"{w}_{i}_{j}", real=True))
             variances |= dict.fromkeys(values[matrix], std**2)
@@ -193,30 +193,32 @@ def _general_instances(statement: sp.Eq) -> Iterator[tuple[sp.Eq, str]]:
     """Explicit sums of a stream and two branches, and the additions of every registered block."""
     for post in (False, True):
         arch = Architecture(block=Block("sum", pre_norm=False, parallel=True, post_norm=post), activation="relu")
-        own, pair, gradient, product = explicit_addition(
-            arch, PARTS, (_A, _B, s.input_factor), _UNEVEN, 1
-        )
+        own, pair, gradient, product = explicit_addition(arch, PARTS, (_A, _B, s.input_factor), _UNEVEN, 1)
         found = sp.ImmutableMatrix([own, pair / own, gradient, product / gradient])
-        branches = sum((sub_layer(arch, part) for part in PARTS), sp.zeros(4, 1))
-        yield equation(found, _put(statement.rhs, branches, post).subs(_mixing_of(_UNEVEN))), _size(_UNEVEN, 1)
+        branches = [sub_layer(arch, part) for part in PARTS]
+        yield equation(found, _put(statement.rhs, branches, post).subs(mixing_numbers(_UNEVEN))), _size(_UNEVEN, 1)
     for name, scheme in BLOCKS.items():
-        found, wanted = [], []
-        for function in ("relu", "swiglu"):
-            arch = Architecture(block=name, activation=function)
-            for parts in scheme.additions:
-                branches = sum((sub_layer(arch, part) for part in parts), sp.zeros(4, 1))
-                found.append(four(addition(arch, parts, SYMBOLIC)))
-                wanted.append(_put(statement.rhs, branches, scheme.post_norm))
-        yield equation(sp.ImmutableMatrix.vstack(*found), sp.ImmutableMatrix.vstack(*wanted)), name
+        plain = replace(scheme, name="any factors", shortcut=1, branch=1, input=1, learned=None, source="")
+        yield equation(*_composed(statement.rhs, plain)), name
 
 
-def _put(general: sp.ImmutableMatrix, branches: sp.Matrix, post: bool) -> sp.ImmutableMatrix:
+@lru_cache(maxsize=64)
+def _composed(general: sp.ImmutableMatrix, scheme: Block) -> tuple[sp.ImmutableMatrix, sp.ImmutableMatrix]:
+    """What `addition` makes of a block with that block's norms, and the general map of its sub-layers."""
+    found, wanted = [], []
+    for function in ("relu", "swiglu"):
+        arch = Architecture(block=scheme, activation=function)
+        for parts in scheme.additions:
+            found.append(four(addition(arch, parts, SYMBOLIC)))
+            wanted.append(_put(general, [sub_layer(arch, part) for part in parts], scheme.post_norm))
+    return sp.ImmutableMatrix.vstack(*found), sp.ImmutableMatrix.vstack(*wanted)
+
+
+def _put(general: sp.ImmutableMatrix, branches: list[sp.ImmutableMatrix], post: bool) -> sp.ImmutableMatrix:
     """The general map with what the branches write in place."""
     divisor = _A**2 * _NU + _B**2 * s.forward_gain + s.epsilon if post else sp.S.One
-    w, shared, back, back_shared = branches
-    values = {s.forward_gain: w, s.forward_shared: shared}
-    values |= {s.backward_gain: back * _NU, s.backward_shared: back_shared * _NU}
-    return general.subs(s.sum_divisor, divisor).subs(values, simultaneous=True)
+    written = {_B**2 * term: sum(_B**2 * branch[i] for branch in branches) for i, term in enumerate(_WRITTEN)}
+    return general.subs(s.sum_divisor, divisor).subs(written)
 
 
 def _sub_layers() -> Iterator[tuple[str, Architecture, list[str]]]:
@@ -229,7 +231,7 @@ def _sub_layers() -> Iterator[tuple[str, Architecture, list[str]]]:
             found.setdefault((part, function, norms), (arch, []))[1].append(name)
     for (part, _, _), (arch, names) in found.items():
         yield part, arch, names
-    yield "feed_forward", Architecture(block="sub_ln", norm="rms_norm", activation="relu"), ["sub_ln, RMSNorm"]
+    yield "feed_forward", Architecture(block="sub_ln", norm="rms_norm", activation="relu"), ["sub_ln with RMSNorm"]
     yield "attention", Architecture(attention="qkv_norm"), ["any block with qkv_norm"]
 
 
@@ -246,20 +248,8 @@ def _explicit(statement: sp.Eq, part: str, arch: Architecture) -> Iterator[tuple
     for attention, width in sizes[: 2 if part == "attention" else 1]:
         factors = (sp.S.Zero, sp.S.One, s.input_factor)
         found = explicit_addition(replace(arch, block=scheme), (part,), factors, attention, width)
-        wanted = statement.rhs.subs(_mixing_of(attention))
+        wanted = statement.rhs.subs(mixing_numbers(attention))
         yield equation(sp.ImmutableMatrix(found), wanted), _size(attention, width)
-
-
-def _mixing_of(attention: sp.ImmutableMatrix) -> dict[sp.Basic, sp.Expr]:
-    """The four numbers of an explicit matrix, and T."""
-    length, ones = attention.rows, sp.ones(attention.rows, 1)
-    squares = {
-        s.participation: sum(a**2 for a in attention),
-        s.column_square: sum(a**2 for a in attention.T * ones),
-        s.row_square: sum(a**2 for a in attention * ones),
-        s.total_square: sum(attention) ** 2,
-    }
-    return {symbol: sp.Rational(square) / length for symbol, square in squares.items()} | {s.T: sp.Integer(length)}
 
 
 def _size(attention: sp.ImmutableMatrix, width: int) -> str:

@@ -8,11 +8,9 @@ from hypothesis import strategies as st
 from scipy import integrate, stats
 
 from theory import Activation, Architecture, predict
-from theory import notation as s
 from theory.activation import ACTIVATIONS, activation
 from theory.block import BLOCKS
 from theory.closed_form import additions, closed_form
-from theory.derivation import derive
 from theory.dual_activation import dual_activation
 from theory.dual_expression import dual_expression, dual_tables, mean_expression
 from theory.embedding import EMBEDDINGS
@@ -104,23 +102,6 @@ def test_expressions_take_arrays() -> None:
     variance, correlation = step.forward(np.ones(3), np.array([0.0, 0.5, 1.0]), 0.0, 1, 24, 0.0)
     np.testing.assert_allclose(variance, 1)
     assert correlation.shape == (3,) and np.all(np.diff(correlation) > 0) and correlation[2] == pytest.approx(1)
-
-
-def test_the_derived_map_is_the_one_that_is_followed() -> None:
-    """The topic's symbols at the sizes of an architecture give the numbers of its own expressions."""
-    arch = Architecture(num_layers=6, d_model=32, seq_len=8, activation="gelu", norm_epsilon=1e-3)
-    kinds = {
-        s.sigma_V: "attention.value", s.sigma_O: "attention.output",
-        s.sigma_1: "feed_forward.up", s.sigma_2: "feed_forward.down",
-    }  # fmt: skip
-    numbers = {symbol: float(arch.std(kind)[0]) for symbol, kind in kinds.items()}
-    numbers |= {s.d: 32, s.d_ff: 128, s.T: 8, s.participation: float(sp.harmonic(8)) / 8, s.epsilon: 1e-3}
-    numbers |= {s.variance: 0.7, s.correlation: 0.3, s.gradient_correlation: 0.2}
-    given = [step.statement.rhs for step in derive("two_number_map").steps if step.kind == "given"]
-    for step, first in zip(additions(arch), (0, 8), strict=True):
-        wanted = [float(statement.subs(numbers)) for statement in given[first : first + 4]]
-        found = [*step.forward(0.7, 0.3, 0.2, 1, 6, 1e-3), *step.backward(0.7, 0.3, 0.2, 1, 6, 1e-3)]
-        np.testing.assert_allclose(found, wanted, rtol=1e-9)
 
 
 @settings(max_examples=15)
