@@ -88,6 +88,8 @@ def _broken(expression: sp.Basic, columns: int) -> list[str]:
         return [formula(expression)]
     if isinstance(expression, sp.Add):
         return _broken_sum(expression, columns)
+    if isinstance(expression, sp.MatrixBase):
+        return _broken_vector(expression, columns) if expression.cols == 1 else [formula(expression)]
     widest = max(expression.args, key=_width)
     around = formula(_replaced(expression, widest))
     before, _, after = around.partition(_PLACED)
@@ -101,6 +103,18 @@ def _broken(expression: sp.Basic, columns: int) -> list[str]:
         *(rf"\quad {line}" for line in lines[1:-1]),
         rf"\quad {lines[-1]} \Bigr) {after}",
     ]
+
+
+def _broken_vector(vector: sp.MatrixBase, columns: int) -> list[str]:
+    """Its entries below each other, each in as many lines as it takes."""
+    lines = list[str]()
+    for entry in vector:
+        first, *others = _broken(entry, columns - 4)
+        lines += [first, *(rf"\quad {line}" for line in others)]
+        lines[-1] += r" \,;"
+    lines[0] = rf"\bigl[\; {lines[0]}"
+    lines[-1] = lines[-1].removesuffix(r" \,;") + r" \;\bigr]"
+    return lines
 
 
 def _broken_sum(expression: sp.Add, columns: int) -> list[str]:

@@ -118,6 +118,16 @@ def test_what_has_a_matrix_within_is_left_whole() -> None:
     assert right == r"& \quad \leq \delta"
 
 
+def test_a_wide_vector_is_split_between_its_entries() -> None:
+    total, product = sp.Add(*sp.symbols("alpha_1:9")), sp.Mul(*sp.symbols("beta_1:15"))
+    assert display(sp.ImmutableMatrix([s.d, s.T])).count("\n") == 0
+    first, second = display(sp.ImmutableMatrix([total, product]), 40).split("\n")[1:-1]
+    assert first.startswith(r"& \bigl[\; \alpha_{1} +") and first.endswith(r"\alpha_{8} \,; \\")
+    assert second.endswith(r"\beta_{14} \;\bigr]") and ";" not in second.removesuffix(r"\;\bigr]")
+    lines = display(sp.ImmutableMatrix([total]), 12).split("\n")[1:-1]
+    assert len(lines) == 8 and lines[-1] == r"& \quad + \alpha_{8} \;\bigr]"
+
+
 def test_command_line_says_which_topic_has_a_step_that_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
