@@ -121,7 +121,7 @@ def test_what_has_a_matrix_within_is_left_whole() -> None:
 def test_a_wide_vector_is_split_between_its_entries() -> None:
     total, product = sp.Add(*sp.symbols("alpha_1:9")), sp.Mul(*sp.symbols("beta_1:15"))
     assert display(sp.ImmutableMatrix([s.d, s.T])).count("\n") == 0
-    first, second = display(sp.ImmutableMatrix([total, product]), 40).split("\n")[1:-1]
+    first, second = display(sp.ImmutableMatrix([total, product]), 46).split("\n")[1:-1]
     assert first.startswith(r"& \bigl[\; \alpha_{1} +") and first.endswith(r"\alpha_{8} \,; \\")
     assert second.endswith(r"\beta_{14} \;\bigr]") and ";" not in second.removesuffix(r"\;\bigr]")
     lines = display(sp.ImmutableMatrix([total]), 12).split("\n")[1:-1]
