@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import TYPE_CHECKING
 
 import sympy as sp
 
@@ -17,10 +18,12 @@ from theory.architecture import Architecture
 from theory.block import block
 from theory.block_requirements import Requirement, large_shortcut, small_sublayers
 from theory.embedding import Embedding, embedding
-from theory.growth import Growth, growth
 from theory.initialization import MATRIX_KINDS, OUTPUTS, Initialization, initialization
 from theory.propagation import Prediction, ensemble_size, predict
 from theory.residual import SMALLEST_SHORTCUT
+
+if TYPE_CHECKING:
+    from theory.growth import Growth
 
 _CLOSE = 0.005  # relative, of what is solved for
 _SEARCHED = 64  # tokens
@@ -54,7 +57,7 @@ class Recommendation:
     with_both: Architecture | None
     largest_depth: int | None
     deeper: bool
-    growth: Growth
+    growth: "Growth"
 
     @property
     def explanation(self) -> str:
@@ -74,6 +77,8 @@ def recommend(
     architecture as it is is predicted; what is changed, at 64 tokens, with amplification^2 - 1 in the same proportion.
     Raises ValueError for a budget that is not above 1.
     """
+    from theory.growth import growth  # needs SciPy's integrals, as slow to import as all of SymPy
+
     if not (math.isfinite(max_amplification) and max_amplification > 1):
         raise ValueError(f"max_amplification: must be a number above 1, got {max_amplification!r}")
 
