@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import models
 from theory import Activation, Architecture
 from theory.activation import u
+from theory.block import BLOCKS
 from verify import certify
 
 # every block, attention, activation, norm and position code; all shapes of one architecture share a compilation
@@ -37,8 +38,10 @@ _ARCHITECTURES = [
         ("no_norm", "standard", Activation("quadratic", u + sp.Rational(1, 4) * u**2, "the user's own"), "learned",
          "layer_norm", 1, True, False),
         ("deepnorm_glm", "sigma_reparam", "swiglu", "rope", "layer_norm", 1, True, False),
+        ("depth_mup", "standard", "relu", "alibi", "rms_norm", 2, True, False),
     )
 ]  # fmt: skip
+assert {arch.block for arch in _ARCHITECTURES} == set(BLOCKS)
 
 
 def _weights(arch, seed, scale):
