@@ -17,14 +17,16 @@ from theory.embedding import embedding
 from theory.function_of import function_of
 from theory.initialization import INITIALIZATIONS, Initialization
 from theory.matrix_algebra import Norm
-from theory.normalization import LAYER_NORM
+from theory.normalization import LAYER_NORM, RMS_NORM
 from theory.presets import PRESETS
 
 SSP = "Wortsman et al., arXiv 2309.14322 [P]"
 ROOT = sp.sqrt(s.sigma_x**2 + s.epsilon)
 KEPT_VARIANCE = s.sigma_x**2 / (s.sigma_x**2 + s.epsilon)
 KEPT_GAIN = s.sigma_x / ROOT
-GRADIENT = s.gradient_above / ROOT * sp.sqrt((s.d - 2 + (s.epsilon / ROOT**2) ** 2) / s.d)
+GRADIENT, RMS_GRADIENT = (
+    s.gradient_above / ROOT * sp.sqrt((s.d - lost + (s.epsilon / ROOT**2) ** 2) / s.d) for lost in (2, 1)
+)
 ADAM_STEP = s.gradient_rms / (s.gradient_rms + s.adam_epsilon)
 SMALLEST_STD = sp.sqrt(s.epsilon * (1 - s.tolerance) / s.tolerance)
 _LEMMA = "layer_norm_jacobian"
@@ -93,6 +95,9 @@ def last_norm_gradient() -> tuple[Step, ...]:
     total = equation(s.sigma, ROOT)
     trace = equation(sp.Trace(s.P.T * s.P), s.d - 2 + share**2)
     returned = equation(s.gradient_rms, s.gradient_above / s.sigma * sp.sqrt(sp.Trace(s.P.T * s.P) / s.d))
+    of_rms = s.sigma * RMS_NORM
+    rms_trace = equation(sp.Trace(of_rms.T * of_rms), s.d - 1 + share**2)
+    rms_returned = equation(s.gradient_rms, s.gradient_above / s.sigma * sp.sqrt(rms_trace.lhs / s.d))
     at_unit = sp.Symbol("g_1", positive=True)
     step = ADAM_STEP.subs(s.gradient_rms, at_unit / s.sigma_x)
     return (
@@ -120,6 +125,13 @@ def last_norm_gradient() -> tuple[Step, ...]:
             "so a large stream's gradient falls as 1 / sigma_x",
             SSP + ", the mechanism of SSP-9",
         ),
+        Step(
+            rms_trace,
+            "RMSNorm takes no mean off: all of a random direction is left but the length, and epsilon's share of that",
+            using=(length,),
+        ),
+        Step(rms_returned, "a gradient behind it, likewise", "second moment of a quadratic form", kind="given"),
+        Step(equation(s.gradient_rms, RMS_GRADIENT), "so with d - 1", using=(rms_returned, rms_trace, total)),
         Step(
             sp.Le(s.gradient_above / ROOT, s.gradient_above / sp.sqrt(s.epsilon)),
             "and a small one's stays below this",
@@ -150,6 +162,8 @@ kept_gain = function_of(KEPT_GAIN, s.sigma_x, s.epsilon)
 """The norm's gain on gradients, 1 / sqrt(sigma_x^2 + epsilon), over its limit 1 / sigma_x."""
 stream_gradient = function_of(GRADIENT, s.gradient_above, s.sigma_x, s.epsilon, s.d)
 """Root mean square of the gradient in a stream of standard deviation sigma_x below a LayerNorm; g_u: above it."""
+rms_stream_gradient = function_of(RMS_GRADIENT, s.gradient_above, s.sigma_x, s.epsilon, s.d)
+"""The same below an RMSNorm. Without a last norm it is g_u."""
 adam_step = function_of(ADAM_STEP, s.gradient_rms, s.adam_epsilon)
 """Size of Adam's step over the learning rate for a gradient of constant size and sign: 1 far above epsilon."""
 

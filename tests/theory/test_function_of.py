@@ -21,7 +21,7 @@ from theory.addition_bound import (
 from theory.conditions import embedding_std, feed_forward_excess, value_path_excess
 from theory.growth import growth
 from theory.logit_bound import CAPPED, OUTPUT
-from theory.norm_scale import ADAM_STEP, GRADIENT, KEPT_GAIN, KEPT_VARIANCE, SMALLEST_STD
+from theory.norm_scale import ADAM_STEP, GRADIENT, KEPT_GAIN, KEPT_VARIANCE, RMS_GRADIENT, SMALLEST_STD
 from theory.residual import AMPLIFICATION, SMALLEST_SHORTCUT
 from theory.score_path import KEY_GAIN, QUERY_GAIN, TURNED_GAP_SQUARE, TURNED_KEY_GAIN
 from theory.solved_recursion import AFFINE_GROWTH, CONSTANT_GROWTH, HARMONIC
@@ -34,6 +34,7 @@ RESULTS = {
     "amplification": AMPLIFICATION, "smallest_shortcut": SMALLEST_SHORTCUT, "capped": CAPPED, "output": OUTPUT,
     "key_gain": KEY_GAIN, "query_gain": QUERY_GAIN, "turned_key_gain": TURNED_KEY_GAIN,
     "turned_gap": TURNED_GAP_SQUARE, "kept_variance": KEPT_VARIANCE, "kept_gain": KEPT_GAIN, "gradient": GRADIENT,
+    "rms_gradient": RMS_GRADIENT,
     "adam_step": ADAM_STEP, "smallest_std": SMALLEST_STD, "harmonic": HARMONIC, "affine": AFFINE_GROWTH,
     "constant": CONSTANT_GROWTH,
 }  # fmt: skip

@@ -6,6 +6,8 @@ import numpy as np
 import optax
 import pytest
 
+from models.normalization import normalize
+from models.parameters import Norm
 from theory import Architecture, Initialization
 from theory.norm_scale import (
     adam_step,
@@ -13,6 +15,7 @@ from theory.norm_scale import (
     kept_gain,
     normed_variance,
     preset_table,
+    rms_stream_gradient,
     stream_gradient,
 )
 from verify import measure
@@ -38,6 +41,19 @@ def test_gradient_below_the_last_norm_against_autodiff() -> None:
     # tokens differ in length: the mean of 1 / |x|^2 is 2 / d above the inverse of the mean, the root of that 1 / d
     assert norms[1] / norms[0] == pytest.approx(predicted[1] / predicted[0], rel=1 / WIDTH + 0.005)
     assert predicted[1] / predicted[0] < 200  # 250 without epsilon
+
+
+@pytest.mark.parametrize(("norm", "below"), [("layer_norm", stream_gradient), ("rms_norm", rms_stream_gradient)])
+@pytest.mark.parametrize(("width", "std", "epsilon"), [(3, 1.0, 0.5), (4, 0.1, 0.0), (64, 0.004, 1e-5)])
+def test_what_a_norm_leaves_of_a_random_gradient(norm, below, width, std, epsilon) -> None:
+    """The model's own norm, its whole Jacobian, a token of exactly that size: |J^T u|^2 in the mean is |J|^2 / d."""
+    token = np.random.default_rng(width).standard_normal(width).astype(np.float32)
+    token -= token.mean() if norm == "layer_norm" else 0
+    token *= std / np.sqrt(np.square(token).mean())
+    arch = Architecture(norm=norm, norm_epsilon=epsilon)
+    jacobian = jax.jacobian(lambda x: normalize(Norm(jnp.ones(width), None), x, arch))(jnp.asarray(token))
+    measured = np.sqrt(np.square(np.asarray(jacobian, np.float64)).sum() / width)
+    assert measured == pytest.approx(below(1.0, std, epsilon, width), rel=1e-4)
 
 
 def test_values_on_arrays_and_their_limits() -> None:
