@@ -250,8 +250,8 @@ def _recommend(options: RecommendOptions) -> int:
     from theory.recommendation import proxy, recommend
 
     arch = architecture(options.arch)
-    width = options.proxy_width or (_PROXY_WIDTH if arch.d_model > _PROXY_WIDTH else None)
-    small = None if width is None else proxy(arch, width)
+    width = _PROXY_WIDTH if options.proxy_width is None else options.proxy_width
+    small = proxy(arch, width) if options.proxy_width is not None or width < arch.d_model else None
 
     def followed(changed: Architecture, found: Prediction) -> None:
         size = f"{changed.num_layers} blocks, {changed.seq_len} tokens"
