@@ -2,40 +2,22 @@
 
 import dataclasses
 import itertools
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import sympy as sp
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
 
 import models
 from models.initialization import assemble
 from theory import Architecture, Embedding, Initialization
-from theory.block import BLOCKS, Block
+from theory.block import BLOCKS
 from theory.embedding import EMBEDDINGS
 from theory.initialization import INITIALIZATIONS, MATRIX_KINDS
 from theory.notation import d, fan_in, layer
 from verify import properties
-from verify.__main__ import main
-from verify.properties import (
-    PROPERTIES,
-    Limits,
-    Model,
-    SchemeError,
-    Violation,
-    Widths,
-    architectures,
-    as_scheme,
-    check,
-    embeddings,
-    token_batches,
-    weights,
-)
+from verify.properties import PROPERTIES, Limits, Model, Violation, as_scheme, check
 from verify.properties.check import held
 from verify.properties.faults import FAULTS
 
@@ -446,95 +428,6 @@ def test_what_the_scheme_decides_cannot_be_held():
             Limits(**wrong)
 
 
-def fails_when_deep(arch):
-    if arch.num_layers > 2:
-        raise RuntimeError("my own bug\nin two lines")
-    return jax.nn.initializers.normal(0.02)
-
-
-def test_what_a_scheme_raises_is_one_error_with_its_cause():
-    """During the search; in the replay of what Hypothesis found, the same once more."""
-    of_model = Model(lambda key, arch: models.init(fails_when_deep(arch) and key, arch))
-    for scheme in (fails_when_deep, of_model):
-        said = r"^scheme \w+ raised RuntimeError: my own bug; at Architecture\(num_layers=3, [^\n]*\)$"
-        with pytest.raises(SchemeError, match=said) as found:
-            properties.zero_mean(scheme, limits=Limits(examples=6), num_layers=[1, 3], d_model=8, num_heads=2, d_ff=32)
-        assert isinstance(found.value.__cause__, RuntimeError)
-    with pytest.raises(SchemeError, match="raised RuntimeError"):
-        properties.zero_mean(fails_when_deep, arch=ODD)
-
-
-def raising(key, shape, dtype):
-    raise RuntimeError("at once")
-
-
-def turned(key, shape, dtype):
-    return jax.random.normal(key, shape[::-1], dtype) * (2 / shape[1]) ** 0.5
-
-
-@pytest.mark.parametrize(
-    ("scheme", "message"),
-    [
-        (raising, "^scheme raising raised RuntimeError: at once; at Arch"),
-        ("jax.nn.initializers:variance_scaling",
-         r"got a function; variance_scaling\(scale, mode, distribution\) was called with \(key, shape, dtype\): .* def "
-         r"scheme\(\): return variance_scaling\("),
-        ("jax.nn.initializers:constant", r"constant\(value\) was called with \(arch\): .*: return constant\("),
-        (turned, r"scheme turned: feed_forward\.up: expected an array of shape \(8, 32\), got one of \(32, 8\)"),
-    ],
-)  # fmt: skip
-def test_an_initializer_that_gives_no_matrix_is_refused_at_once(scheme, message):
-    with pytest.raises(SchemeError, match=message):
-        as_scheme(scheme, "he")
-
-
-def test_a_transformer_of_other_shapes_is_refused():
-    """Its own transposed fans would be the right ones."""
-
-    def transposed(key, arch):
-        drawn = models.init(key, dataclasses.replace(arch, initialization="he")).matrices
-        turned = {kind: weight.transpose(0, 2, 1) for kind, weight in drawn.items()}
-        return assemble(arch, lambda kind: turned[kind] if "." in kind else turned[kind][0])
-
-    fixed = dataclasses.replace(ODD, num_layers=2)
-    for init, message in (
-        (transposed, r"attention.key: expected an array of shape \(3, 16, 8\), got one of \(3, 8, 16\)$"),
-        (lambda key: models.init(key, fixed), r"attention.key: expected an array of shape \(3, 16, 8\), got one of"),
-        (lambda key: models.init(key, dataclasses.replace(ODD, tied=True)), "expected the matrices .*head.*, got"),
-    ):
-        with pytest.raises(SchemeError, match=message):
-            properties.declared_std(Model(init), arch=ODD, declared="he")
-    assert properties.zero_mean(Model(lambda key: models.init(key, fixed)), arch=fixed).outcome == "tested"
-
-
-def test_a_layout_of_another_shape_is_refused():
-    flat = {"default": lambda key, shape, dtype: jax.random.normal(key, shape[-2:], dtype)}
-    with pytest.raises(SchemeError, match=r"expected an array of shape \(3, 16, 16\), got one of \(16, 16\)"):
-        properties.layouts(flat, arch=ODD, limits=Limits(layouts=("stacked",)))
-
-
-@pytest.mark.parametrize(
-    ("scheme", "options", "message"),
-    [
-        (3, {}, "scheme: int is a int; expected a name"),
-        ("nonsense", {}, "unknown value 'nonsense'"),
-        ("no_such_module:scheme", {}, "scheme: cannot load 'no_such_module:scheme'"),
-        ("jax.nn.initializers:nothing", {}, "cannot load"),
-        ("he", {"declared": "he"}, "he is a symbolic scheme, which is its own rule"),
-        ({"default": 1, "attention.quary": 2}, {}, "unknown matrix kind 'attention.quary'"),
-        ({"head": jax.nn.initializers.zeros}, {}, "no initializer for embedding.*give one as 'default'"),
-        (lambda a, b, c, e: None, {}, "needs a, b, c, e; expected"),
-        (lambda key, shape: None, {}, "needs key, shape; expected"),
-        ({"default": 1}, {}, "default must be an initializer"),
-        (lambda arch: INITIALIZATIONS["he"], {}, "gives a symbolic scheme"),
-        (jax.nn.initializers.zeros, {"distribution": "cauchy"}, "distribution: unknown value 'cauchy'"),
-    ],
-)  # fmt: skip
-def test_what_is_no_scheme_is_named(scheme, options, message):
-    with pytest.raises(ValueError, match=message):
-        as_scheme(scheme, **options)
-
-
 def test_wrong_names_are_named():
     with pytest.raises(ValueError, match="property: unknown name 'speed'"):
         check("he", only=["speed"])
@@ -547,136 +440,3 @@ def test_wrong_names_are_named():
     assert held(["embedding=vanilla", "num_layers=3", "tied=true"]) == {
         "embedding": "vanilla", "num_layers": 3, "tied": True,
     }  # fmt: skip
-
-
-def test_the_command_prints_and_writes_what_it_found(tmp_path, capsys):
-    page = tmp_path / "made" / "check.md"
-    asked = ["check", "jax.nn.initializers:he_normal", "--declared", "lecun", "--only", "declared_std", "zero_mean"]
-    sizes = ["num_layers=1", "d_model=4", "num_heads=1", "vocab_size=5", "seq_len=3", "d_ff=16"]
-    assert main([*asked, "--hold", *sizes, "--out", str(page)]) == 1
-    said = capsys.readouterr().out
-    assert "declared_std fails" in said and "to repeat: from theory import Architecture" in said
-    assert "not applicable" not in said
-    assert "| zero_mean | tested | " in page.read_text() and "## declared_std" in page.read_text()
-    assert main(["check", "lecun", "--only", "zero_mean", "--hold", *sizes]) == 0
-    undeclared = ["jax.nn.initializers:he_normal", "--only", "declared_std", "distribution", "zero_mean"]
-    assert main(["check", *undeclared, "--hold", *sizes, "--out", str(page)]) == 0
-    gaps = (
-        "2 of 3 not applicable: the standard deviation was not checked; give --declared, "
-        "the law of the entries was not checked; give --distribution\n"
-    )
-    assert capsys.readouterr().out.split(f"report: {page}")[0].endswith(gaps) and page.read_text().endswith(gaps)
-    assert main(["check", "lecun", "--hold", "d_model"]) == 2
-    assert "hold: expected FIELD=VALUE" in capsys.readouterr().err
-    assert main(["check", "jax.nn.initializers:constant"]) == 2
-    assert capsys.readouterr().err.startswith("error: scheme jax.nn.initializers:constant raised TypeError: ")
-
-
-quietly = settings(max_examples=60, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
-
-
-@quietly
-@given(st.data())
-def test_strategies_draw_what_they_say(data):
-    arch = data.draw(architectures(widths=(Widths(8, 2, 1, 32, 11, 4),), depths=(1, 2), block=["pre_ln", "post_ln"]))
-    assert arch.num_layers in (1, 2) and arch.d_model == 8 and arch.block in ("pre_ln", "post_ln")
-    tokens = data.draw(token_batches(arch, (2, 3)))
-    assert tokens.shape[0] in (2, 3) and tokens.shape[1] == 5 and tokens.min() >= 0 and tokens.max() < 11
-    method = data.draw(embeddings(multipliers=(0.5, 2.0)))
-    assert method.name in ("vanilla", "scaled", "layer_norm", "detach", "unit") or 0.5 <= method.multiplier <= 2
-
-
-@settings(max_examples=5, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
-@given(data=st.data(), arch=...)
-def test_types_have_strategies(data, arch: Architecture):
-    assert arch.initialization in INITIALIZATIONS and isinstance(data.draw(st.from_type(Embedding)), Embedding)
-    assert data.draw(st.from_type(Block)) in BLOCKS.values()
-    params = data.draw(weights(ODD, scales=(2.0, 2.0)))
-    np.testing.assert_allclose(np.std(params.matrices["feed_forward.up"]), 2 * ODD.std("feed_forward.up")[0], rtol=0.3)
-
-
-@settings(max_examples=1, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
-@given(params=...)
-def test_parameters_have_a_strategy(params: models.Transformer):
-    assert "head" in params.matrices and params.matrices["attention.query"].shape == (1, 4, 4)
-
-
-def test_shrinking_goes_to_the_plainest():
-    from hypothesis import find
-
-    arch = find(architectures(), lambda arch: arch.num_layers >= 2, settings=settings(database=None))
-    assert (arch.num_layers, arch.d_model, arch.block, arch.norm, arch.attention) == (
-        2, 4, "pre_ln", "layer_norm", "standard",
-    )  # fmt: skip
-    assert arch.activation == "identity" and not arch.bias and not arch.tied and arch.positions == "none"
-
-
-_TESTS = """
-import jax
-import pytest
-
-def broken(key, shape, dtype):
-    if shape == (4, 4):
-        raise RuntimeError("my own bug")
-    return jax.random.normal(key, shape, dtype)
-
-@pytest.mark.initialization_scheme(scheme=broken, d_model=4, num_heads=1)
-def test_broken(scheme_property):
-    if scheme_property.name == "zero_mean":
-        scheme_property()
-
-@pytest.mark.initialization_scheme(scheme=jax.nn.initializers.he_normal(), declared="lecun", d_model=4, num_heads=1,
-                                   num_layers=1, d_ff=16, vocab_size=5, seq_len=3)
-def test_mine(scheme_property):
-    if scheme_property.name in ("declared_std", "layouts", "zero_mean"):
-        scheme_property()
-"""
-
-
-def test_pytest_runs_a_marked_scheme_and_one_from_its_command_line(tmp_path):
-    (tmp_path / "test_mine.py").write_text(_TESTS)
-    (tmp_path / "inits.py").write_text("import jax\nmine = jax.nn.initializers.normal(0.02)\n")
-
-    def run(*arguments):
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-
-    marked = run()
-    assert marked.returncode == 1 and f"2 failed, {2 * len(PROPERTIES) - 3} passed, 1 skipped" in marked.stdout
-    assert "scheme init: 1 of 16 not applicable\n" in marked.stdout
-    assert "scheme broken raised RuntimeError: my own bug; at Architecture(" in marked.stdout
-    assert "Traceback" not in marked.stdout and "hypothesis" not in marked.stdout
-    assert "he_normal" in marked.stdout or "init: declared_std fails" in marked.stdout, marked.stdout
-    asked = run(
-        "--init-scheme",
-        "inits:mine",
-        "--init-declared",
-        "he",
-        "--init-hold",
-        "num_layers=1",
-        "--init-hold",
-        "d_ff=16",
-        "--init-hold",
-        "d_model=4",
-        "--init-hold",
-        "num_heads=1",
-        "--init-hold",
-        "vocab_size=5",
-        "--init-hold",
-        "seq_len=3",
-        "--init-only",
-        "zero_mean",
-        "--init-only",
-        "declared_std",
-        "--init-only",
-        "layouts",
-        "--init-skip",
-        "zero_mean",
-        "--init-layouts",
-        "stacked",
-        "--init-seed",
-        "3",
-    )
-    assert asked.returncode == 1 and "1 failed, 1 passed" in asked.stdout, asked.stdout
-    assert "layouts=('stacked',)" in asked.stdout
-    assert "inits:mine: declared_std fails" in asked.stdout and "Traceback" not in asked.stdout
