@@ -276,10 +276,7 @@ def _requirements(options: RequirementsOptions) -> int:
 
     arch = architecture(options.arch)
     small, large = small_sublayers(arch), large_shortcut(arch)
-    for name, sign, found in (("small sub-layers", "<=", small), ("large shortcut", ">=", large)):
-        holds = "holds" if found.holds else "FAILS"
-        print(f"{name:17} {holds}: {found.meaning} is {found.number:.3g} ({sign} {found.limit:g})")
-        print(f"{'':17} met by {found.met_by}")
+    print(*small.explained("small sub-layers", "<="), *large.explained("large shortcut", ">="), sep="\n")
     print("\nWhat a sub-layer's excess does in every block, this model's other settings given:\n")
     columns = ("smaller outputs", "smaller W_V, W_1", "larger embedding, first addition", "larger embedding, later")
     print(f"| {' | '.join(('block', *columns))} |\n{'|---' * 5}|")

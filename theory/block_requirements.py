@@ -64,6 +64,12 @@ class Requirement:
     meaning: str
     met_by: str = ""
 
+    def explained(self, name: str, sign: str) -> tuple[str, str]:
+        """Two lines under that name, the verdict and what meets it; sign: of the number to the limit where it holds."""
+        holds = "holds" if self.holds else "FAILS"
+        verdict = f"{name:17} {holds}: {self.meaning} is {self.number:.3g} ({sign} {self.limit:g})"
+        return verdict, f"{'':17} met by {self.met_by}"
+
 
 def small_sublayers(arch: Architecture) -> Requirement:
     """Whether, at a shortcut of standard deviation 1, no sub-layer's branch adds more to the bound than its shortcut.
@@ -93,8 +99,8 @@ def large_shortcut(arch: Architecture, std: float | None = None) -> Requirement:
     exact = replace(arch, norm_epsilon=0.0)
     for layer, parts in _additions(arch):
         for part in parts:
-            if _excess(arch, layer, part, 1.0) > 0:
-                smallest = min(smallest, _excess(exact, layer, part, 1.0) / _excess(exact, layer, part, std))
+            if (at_one := _excess(exact, layer, part, 1.0)) > 0:
+                smallest = min(smallest, at_one / _excess(exact, layer, part, std))
         std = evaluate(stream_after(arch, parts), sizes(arch, layer, std, even=True))
     meaning = "size of the shortcut as the sub-layers' excesses have it"
     return Requirement(smallest >= SMALLEST_STD, smallest, SMALLEST_STD, meaning, _shortcut_advice(arch))

@@ -48,8 +48,7 @@ class Growth:
     token_correlation: the fixed point. topic: the derivation. All are of the root of the mean square over
     initialisations; where near-ties of logits decide, a typical network's falls behind at great depth, and explanation
     says so. "not derived": logits grow under a cap that RoPE, ALiBi, a clip or gated layers make uneven, or with gains
-    that depend on the depth; exponent and rate are nan, and
-    expression is what the value path alone gives.
+    that depend on the depth; exponent and rate are nan, and expression is what the value path alone gives.
     """
 
     kind: str

@@ -125,7 +125,7 @@ def recommend(
         )
         gain = None if found is None else 1 / found
         if scaled != arch:
-            shared = smallest(lambda m: _multiplied(scaled, m), guess / math.sqrt(2 * arch.num_layers))
+            shared = smallest(lambda m: _multiplied(scaled, m), (multiplier or guess) / math.sqrt(2 * arch.num_layers))
     depth, deeper = _depth(arch, amplification, max_amplification)
     return Recommendation(
         arch,
@@ -293,14 +293,12 @@ def _explain(r: Recommendation) -> list[str]:
         f"{r.max_amplification:g}.",
         "",
     ]
-    for name, requirement in (("small sub-layers", r.small_sublayers), ("large shortcut", r.large_shortcut)):
-        sign = "<=" if requirement is r.small_sublayers else ">="
-        holds = "holds" if requirement.holds else "FAILS"
-        lines.append(
-            f"{name:17} {holds}: {requirement.meaning} is {requirement.number:.3g} ({sign} {requirement.limit:g})"
-        )
-        if not requirement.holds:
-            lines.append(f"{'':17} met by {requirement.met_by}")
+    for requirement, name, sign in (
+        (r.small_sublayers, "small sub-layers", "<="),
+        (r.large_shortcut, "large shortcut", ">="),
+    ):
+        verdict, met_by = requirement.explained(name, sign)
+        lines += [verdict] if requirement.holds else [verdict, met_by]
     lines.append("")
     if r.with_multiplier is None:
         lines.append("No embedding multiplier meets the budget: the sub-layers are too large, or a norm hides it.")

@@ -39,7 +39,7 @@ class Report:
         return all(result.outcome != "failed" for result in self.results)
 
     def gaps(self) -> str:
-        """One line on how many properties are not applicable, and what was not checked for that; "" where all are.
+        """One line on how many properties are not applicable, and what was not checked for that; "" where none is.
 
         The flags are those of the shell; in Python they are arguments.
         """
