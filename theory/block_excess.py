@@ -2,13 +2,18 @@
 
 The bound is s_post a (1 + r), r = (b/a) s_out s_in J of each branch (`theory.addition_bound`), and each slope is 1 over
 what its norm sees. arXiv 2312.16903, equations 15 and 20 [secondary], are the case of pre-LN. Sizes are those of
-typical rows, as in `theory.paper_bound`, which has the same bound as numbers alone.
+typical rows: Gaussian norms in expectation, one standard deviation of the stream, and the shortest row that a norm
+sees, which in attention is the last token's, an even mean of T independent values. `paper_bound` is their number.
 """
 
+import math
+import operator
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import sympy as sp
+from numpy.typing import ArrayLike
 
 from theory import attention, feed_forward
 from theory import notation as s
@@ -25,10 +30,11 @@ from theory.addition_bound import (
 )
 from theory.architecture import Architecture
 from theory.attention_scheme import attention_scheme
+from theory.block import block
 from theory.derivation import Step, equation, topic
+from theory.dual_activation import hermite_quadrature
 from theory.feed_forward import SNM
 from theory.function_of import function_of
-from theory.paper_bound import hidden_size, typical_norm
 
 EXCESS = BRANCH / (s.slope_post * s.shortcut_factor)
 PIECES = ("values", "scores", "feed_forward")
@@ -74,6 +80,18 @@ def excess(arch: Architecture, piece: str) -> sp.Expr:
     return EXCESS.subs(s.part_norm, own[piece]).xreplace(_slopes(arch, part_of(piece)))
 
 
+def paper_bound(arch: Architecture, shortcut_std: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(sublayer float64[S], heads float64[num_layers]) as in `theory.bound`, at streams float64[S + 1] of that std."""
+    additions = block(arch.block).additions
+    sublayer, heads = np.empty(arch.num_sublayers), np.empty(arch.num_layers)
+    for number, parts in enumerate(additions):
+        now = sizes(arch, slice(None), shortcut_std[number : -1 : len(additions)])
+        sublayer[number :: len(additions)] = evaluate(addition_bound(arch, parts), now)
+        if "attention" in parts:
+            heads[:] = evaluate(_heads(arch), now)
+    return sublayer, heads
+
+
 def size_after(arch: Architecture, parts: tuple[str, ...]) -> sp.Expr:
     """Standard deviation of the stream after the addition of those parts to one of sigma_x, before any norm on it."""
     added = sum((s.branch_factor * _added(arch, part)) ** 2 for part in parts)
@@ -86,6 +104,7 @@ def stream_after(arch: Architecture, parts: tuple[str, ...]) -> sp.Expr:
     return total * _slope(total) if arch.normed("post", parts[0]) else total
 
 
+@lru_cache(maxsize=1024)
 def addition_bound(arch: Architecture, parts: tuple[str, ...]) -> sp.Expr:
     """The bound of the whole addition of those parts to a stream of sigma_x: s_post a (1 + r), r summed over them."""
     total = sum(excess(arch, part) for part in parts).xreplace({s.sigma_y: s.sigma_x})
@@ -105,40 +124,68 @@ def at_gaussian_norms(arch: Architecture, piece: str) -> sp.Expr:
     return sp.factor_terms(excess(arch, piece).subs(s.epsilon, 0).xreplace(values))
 
 
-def evaluate(expression: sp.Expr, sizes: dict[sp.Symbol, float]) -> float:
-    """Its value at those sizes; nan or inf where it divides by a size of 0."""
-    needed = {str(symbol): sizes[symbol] for symbol in expression.free_symbols}
+def evaluate(expression: sp.Expr, sizes: dict[sp.Symbol, Any]) -> Any:
+    """Its value at those sizes, of numbers or arrays; nan or inf where it divides by a size of 0."""
     with np.errstate(all="ignore"):
-        return float(_function(expression)(**needed))
+        return _function(expression)(**{str(symbol): sizes[symbol] for symbol in _symbols(expression)})
 
 
 _function = lru_cache(maxsize=1024)(function_of)
+_symbols = lru_cache(maxsize=1024)(operator.attrgetter("free_symbols"))
 
 
-def sizes(arch: Architecture, layer: int, std: float, even: bool = False) -> dict[sp.Symbol, float]:
-    """The value of every symbol of these expressions in that layer, counted from 0, at a stream of that std.
+def sizes(arch: Architecture, layer: int | slice, std: ArrayLike, even: bool = False) -> dict[sp.Symbol, Any]:
+    """The value of every symbol of these expressions, in that layer, counted from 0, or in those, at streams of std.
 
     even: attention that averages evenly, whatever its logits.
     """
     scheme, unit = attention_scheme(arch.attention), activation(arch.activation)
     low, high = scheme.clip or (0.0, 1.0)
-    found: dict[sp.Symbol, float] = {
+    found: dict[sp.Symbol, Any] = {
         s.d: arch.d_model, s.d_ff: arch.ff_width, s.d_head: arch.d_head, s.num_heads: arch.num_heads,
         s.num_kv_heads: arch.kv_heads, s.epsilon: arch.norm_epsilon, s.sigma_x: std, s.sigma_y: std,
         s.temperature: scheme.temperature, s.steepness: high - low, s.lipschitz: feed_forward.lipschitz(unit),
         s.at_zero: abs(unit.at_zero), s.extreme: np.sqrt(2 * np.log(2 * arch.ff_width * arch.seq_len)),
         s.row_length: max((high - low) / arch.seq_len + low, 0.0) * np.sqrt(arch.seq_len),
+        s.shortcut_factor: arch.factor("shortcut")[layer], s.branch_factor: arch.factor("branch")[layer],
+        s.input_factor: arch.factor("input")[layer],
     }  # fmt: skip
-    found |= zip((s.shortcut_factor, s.branch_factor, s.input_factor), arch.factors(layer), strict=True)
     for kind in arch.matrices:
-        norm = _NORMS[kind]
-        found[norm], found[GAUSSIAN[norm][0]] = typical_norm(arch, kind, layer), float(arch.effective_std(kind)[layer])
+        found[_NORMS[kind]], found[GAUSSIAN[_NORMS[kind]][0]] = (
+            _typical_norm(arch, kind)[layer],
+            arch.effective_std(kind)[layer],
+        )
     query, key = (0.0 if even else evaluate(_entry(arch, name), found) for name in ("query", "key"))
     found[s.norm_P], found[s.column_sum] = attention_matrix_bounds(arch.seq_len, scheme.temperature * query * key)
     width = np.sqrt(arch.d_model) * evaluate(_input(arch, "feed_forward"), found)
     up, gate = found[s.sigma_1] * width, found[s.sigma_g] * width if unit.gated else 1.0
-    hidden = hidden_size(arch, up, gate)[arch.normed("inner", "feed_forward")]
-    return found | {s.activation_gain: hidden / (up * gate)}
+    return found | {s.activation_gain: _hidden_size(arch, up, gate) / (up * gate)}
+
+
+def _typical_norm(arch: Architecture, kind: str) -> np.ndarray:
+    """The norm that matrix acts with in each layer, in expectation: 1 where the scheme divides it by its own."""
+    rows, columns = arch.shape(kind)
+    norm = arch.std(kind) * (math.sqrt(rows) + math.sqrt(columns))
+    return np.ones_like(norm) if attention_scheme(arch.attention).spectral else norm
+
+
+def _hidden_size(arch: Architecture, up: ArrayLike, gate: ArrayLike) -> np.ndarray:
+    """Root mean square of F(u), or of F(g) u, u and g Gaussian of these standard deviations; with a norm on it, of what
+    that divides by, without its epsilon."""
+    scheme = activation(arch.activation)
+    nodes, weights, _ = hermite_quadrature()
+    values = scheme.numeric[0](np.multiply.outer(gate if scheme.gated else up, nodes))
+    square = values**2 @ weights
+    if scheme.gated:
+        return np.sqrt(square) * up
+    centred = arch.normed("inner", "feed_forward") and arch.norm != "rms_norm"
+    return np.sqrt(np.maximum(square - (values @ weights) ** 2, 0.0) if centred else square)
+
+
+@lru_cache(maxsize=1024)
+def _heads(arch: Architecture) -> sp.Expr:
+    """The bound on ‖J^Z‖."""
+    return HEADS.xreplace(_slopes(arch, "attention"))
 
 
 def _entry(arch: Architecture, name: str) -> sp.Expr:
@@ -254,7 +301,7 @@ def block_excess() -> tuple[Step, ...]:
             "pre-LN, attention, values and scores: the paper's",
             SNM + ", equation 20 [secondary]",
         ),
-        *(Step(statement, reason, "theory.paper_bound: typical rows", kind="given") for statement, reason in given),
+        *(Step(statement, reason, "typical rows, Gaussian matrices", kind="given") for statement, reason in given),
         *(
             Step(
                 equation(EXCESS, at_gaussian_norms(arch, "feed_forward")), f"feed-forward, {reason}",

@@ -6,10 +6,10 @@ which of the two still does it, and the numbers say how far an `Architecture` is
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+import numpy as np
 import sympy as sp
 
 from theory import notation as s
@@ -77,7 +77,7 @@ def small_sublayers(arch: Architecture) -> Requirement:
     number: the largest excess of a feed-forward layer, and of attention's values under even attention. Source: arXiv
     2312.16903, section 4 [secondary], for pre-LN. Raises ValueError for an activation without a Lipschitz constant.
     """
-    largest = max(_excess(arch, layer, part, 1.0) for layer, parts in _additions(arch) for part in parts)
+    largest = max(float(np.max(_excess(arch, part, 1.0))) for part in _KINDS)
     meaning = "largest excess of a sub-layer's bound over its shortcut's, at a shortcut of 1"
     return Requirement(largest <= LARGEST_EXCESS, largest, LARGEST_EXCESS, meaning, _output_advice(arch))
 
@@ -95,24 +95,25 @@ def large_shortcut(arch: Architecture, std: float | None = None) -> Requirement:
         from theory.closed_form import initial
 
         std = math.sqrt(initial(arch)[0])
-    smallest = math.inf
+    met = dict[str, list[float]]()
+    for layer in range(arch.num_layers):
+        for parts in block(arch.block).additions:
+            for part in parts:
+                met.setdefault(part, []).append(std)
+            std = float(evaluate(stream_after(arch, parts), sizes(arch, layer, std, even=True)))
     exact = replace(arch, norm_epsilon=0.0)
-    for layer, parts in _additions(arch):
-        for part in parts:
-            if (at_one := _excess(exact, layer, part, 1.0)) > 0:
-                smallest = min(smallest, at_one / _excess(exact, layer, part, std))
-        std = evaluate(stream_after(arch, parts), sizes(arch, layer, std, even=True))
+    smallest = math.inf
+    for part, stds in met.items():
+        at_one, now = _excess(exact, part, 1.0), _excess(exact, part, np.array(stds))
+        ratios = np.divide(at_one, now, out=np.full(arch.num_layers, math.inf), where=at_one > 0)
+        smallest = min(smallest, float(ratios.min()))
     meaning = "size of the shortcut as the sub-layers' excesses have it"
     return Requirement(smallest >= SMALLEST_STD, smallest, SMALLEST_STD, meaning, _shortcut_advice(arch))
 
 
-def _additions(arch: Architecture) -> Iterator[tuple[int, tuple[str, ...]]]:
-    return ((layer, parts) for layer in range(arch.num_layers) for parts in block(arch.block).additions)
-
-
-def _excess(arch: Architecture, layer: int, part: str, std: float) -> float:
-    """Of one sub-layer, attention by its values under even attention."""
-    return evaluate(excess(arch, "values" if part == "attention" else part), sizes(arch, layer, std, even=True))
+def _excess(arch: Architecture, part: str, std: float | np.ndarray) -> np.ndarray:
+    """Of that sub-layer in every layer, attention by its values under even attention."""
+    return evaluate(excess(arch, "values" if part == "attention" else part), sizes(arch, slice(None), std, even=True))
 
 
 def effect(arch: Architecture, piece: str, lever: str) -> str:

@@ -1,7 +1,7 @@
 """Upper bounds on the sub-layers' Jacobian norms at initialisation, from the derived expressions themselves.
 
 Method "paper": arXiv 2312.16903, equations 15 and 20, with J^Z expanded and the activation's Lipschitz constant in
-place, carried over to every arrangement (`theory.paper_bound`). It ranks schemes and bounds a sub-layer; as a product
+place, carried over to every arrangement (`theory.block_excess`). It ranks schemes and bounds a sub-layer; as a product
 over the depth it is far above what is measured. Method "high_probability" holds for all sub-layers at once with that
 probability (`theory.high_probability`).
 """
@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from theory.architecture import Architecture
+from theory.block_excess import paper_bound
 from theory.high_probability import high_probability_bound
-from theory.paper_bound import paper_bound
+from theory.propagation import predict
 
 METHODS = ("paper", "high_probability")
 
@@ -52,7 +53,8 @@ def bound(
     if not 0 < probability < 1:
         raise ValueError(f"probability: must lie in (0, 1), got {probability!r}")
     if method == "paper":
-        sublayer, std, heads = paper_bound(arch, None if shortcut_std is None else _checked(arch, shortcut_std))
+        std = predict(arch).shortcut_std if shortcut_std is None else _checked(arch, shortcut_std)
+        sublayer, heads = paper_bound(arch, std)
     elif shortcut_std is not None:
         raise ValueError("shortcut_std: only method 'paper' takes it; 'high_probability' bounds the stream itself")
     else:
