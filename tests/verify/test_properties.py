@@ -11,11 +11,11 @@ import sympy as sp
 
 import models
 from models.initialization import assemble
-from theory import Architecture, Embedding, Initialization
+from theory import Architecture, Block, Embedding, Initialization
 from theory.block import BLOCKS
 from theory.embedding import EMBEDDINGS
 from theory.initialization import INITIALIZATIONS, MATRIX_KINDS
-from theory.notation import d, fan_in, layer
+from theory.notation import N, d, fan_in, layer
 from verify import properties
 from verify.properties import PROPERTIES, Limits, Model, Violation, as_scheme, check
 from verify.properties.check import held
@@ -179,7 +179,7 @@ def test_a_fixed_std_does_not_scale_with_the_width():
 def test_what_the_embedding_decides_is_found():
     """The paper's claim as a property test: the same rule with a small shortcut, and with a large one."""
     fields = {"num_layers": 8, "norm": "layer_norm", "activation": "gelu", "positions": "none"}
-    with pytest.raises(Violation, match=r"large shortcut.*measured 0\.0\d+, allowed 0\.5 to inf"):
+    with pytest.raises(Violation, match=r"large shortcut.*measured 0\.0\d+, allowed 0\.5 to inf; met by a larger emb"):
         properties.two_requirements("megatron", limits=QUICK, embedding="vanilla", **fields)
     assert properties.two_requirements("megatron", limits=QUICK, embedding="scaled", **fields).outcome == "tested"
     with pytest.raises(Violation, match=r"standard deviation of the stream at place"):
@@ -193,6 +193,14 @@ def test_an_embedding_of_ones_own_is_a_scheme():
     with pytest.raises(Violation, match="tiny: two_requirements fails"):
         properties.two_requirements(tiny, limits=QUICK)
     assert properties.two_requirements(Embedding("wide", multiplier=d, source="a test"), limits=QUICK, num_layers=24)
+
+
+def test_a_block_of_ones_own_is_judged_by_its_own_factors():
+    """0.9 is what Megatron's sub-layers of 8 blocks exceed 1 by in pre-LN."""
+    with pytest.raises(Violation, match=r"small sub-layers(.|\n)*derive requirements_of_blocks") as failure:
+        properties.two_requirements(Block("loud", branch=20, source="a test"), limits=QUICK, d_model=256, d_ff=1024)
+    assert failure.value.finding.measured == pytest.approx(20 * 0.9, rel=1e-5)
+    assert properties.two_requirements(Block("quiet", branch=1 / N, source="a test"), limits=QUICK).outcome == "tested"
 
 
 def test_a_deep_network_is_always_tried():

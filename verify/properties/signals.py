@@ -16,10 +16,9 @@ from hypothesis.errors import NoSuchExample, Unsatisfiable
 from scipy import stats
 
 import models
-from theory import Architecture, Prediction, predict
+from theory import Architecture, Prediction, large_shortcut, predict, small_sublayers
 from theory.activation import ACTIVATIONS
 from theory.architecture import NORMS
-from theory.conditions import LARGEST_EXCESS, SMALLEST_STD, requirements
 from theory.growth import Growth, growth
 from theory.initialization import Initialization
 from verify.measurement.compare import relative_standard_error
@@ -171,16 +170,15 @@ def _exponent(derived: Growth) -> float:
 
 
 def two_requirements(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
-    """Test of `two_requirements`: the paper's, at this size."""
-    at = ruled(scheme, arch, seed)
-    found = requirements(at.initialization, at.embedding, at.num_layers, at.d_model, at.vocab_size)
-    if not found.large_shortcut:
-        what = "standard deviation of the embedding that enters block 1 (large shortcut)"
-        return Finding(what, found.std, SMALLEST_STD, np.inf, "two_requirements")
-    excess = max(found.feed_forward_number, found.value_path_number)
-    if not found.small_sublayers:
-        what = "what a sub-layer's bound exceeds 1 by at a shortcut of 1 (small sub-layers)"
-        return Finding(what, excess, -np.inf, LARGEST_EXCESS, "two_requirements")
+    """Test of `two_requirements`: the paper's in this arrangement, the feed-forward layer as the paper has it."""
+    at = replace(ruled(scheme, arch, seed), activation="relu")
+    topic = "two_requirements" if arch.block == "pre_ln" else "requirements_of_blocks"
+    if not (found := large_shortcut(at)).holds:
+        what = f"{found.meaning} (large shortcut)"
+        return Finding(what, found.number, found.limit, np.inf, topic, f"met by {found.met_by}")
+    if not (found := small_sublayers(at)).holds:
+        what = f"{found.meaning} (small sub-layers)"
+        return Finding(what, found.number, -np.inf, found.limit, topic, f"met by {found.met_by}")
     return None
 
 
