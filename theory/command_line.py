@@ -105,7 +105,7 @@ def flags(arch: Architecture) -> Any:
 def run(main: Callable[[], int]) -> int:
     """main()'s exit status; a ValueError or OSError becomes one line on standard error and status 2.
 
-    A reader that has gone (`... | head`) ends it quietly, with the status a shell gives for that.
+    A reader that has gone (`... | head`) and Ctrl-C end it quietly, with the status a shell gives for that.
     """
     try:
         status = main()
@@ -114,6 +114,9 @@ def run(main: Callable[[], int]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

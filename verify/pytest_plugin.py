@@ -10,6 +10,7 @@ Nothing here imports JAX before a scheme is asked for, since pytest loads it at 
 """
 
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pytest
 
 _SUITE = Path(__file__).parent / "properties" / "suite.py"
 _MARK = "initialization_scheme"
+_SEARCHES = pytest.StashKey[ExitStack]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -67,20 +69,24 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @dataclass(frozen=True)
 class SchemeProperty:
-    """One property of one scheme: call it, and the test passes, fails with the counterexample, or is skipped."""
+    """One property of one scheme: call it, and the test passes, fails with the counterexample, or is skipped.
+
+    found: results to come by property, of all that are searched for in this process; those of one scheme share it.
+    """
 
     name: str
     scheme: Any
     limits: Any
     seed: int
     fields: dict[str, Any]
+    found: dict[str, Any]
 
     def __call__(self) -> None:
         __tracebackhide__ = True
-        from verify.properties import SchemeError, check
+        from verify.properties import SchemeError
 
         try:
-            (result,) = check(self.scheme, limits=self.limits, only=[self.name], seed=self.seed, **self.fields).results
+            result = self.found[self.name].result()
         except SchemeError as error:
             pytest.fail(str(error), pytrace=False)
         if result.violation is not None:
@@ -91,10 +97,31 @@ class SchemeProperty:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Leave in its report, which may come from another process, what a test is of."""
+    """Leave in its report, which may come from another process, what a test is of; search for what it waits for.
+
+    With it for all the other properties of that scheme that are to be tested in this process, side by side.
+    """
+    if (case := _case(item)) is None:
+        return
+    item.user_properties.append((_MARK, (case.scheme.name, case.name)))
+    if case.name in case.found:
+        return
+    from verify.properties.check import searches
+
+    cases = [case] if hasattr(item.config, "workerinput") else map(_case, item.session.items)
+    names = [other.name for other in cases if other is not None and other.found is case.found]
+    under_way = searches(case.scheme, names, case.limits, case.seed, **case.fields)
+    case.found.update(item.config.stash.setdefault(_SEARCHES, ExitStack()).enter_context(under_way))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Give up the searches that nothing waits for any more."""
+    session.config.stash.get(_SEARCHES, ExitStack()).close()
+
+
+def _case(item: pytest.Item) -> SchemeProperty | None:
     case = getattr(getattr(item, "callspec", None), "params", {}).get("scheme_property")
-    if isinstance(case, SchemeProperty):
-        item.user_properties.append((_MARK, (case.scheme.name, case.name)))
+    return case if isinstance(case, SchemeProperty) else None
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -136,9 +163,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             fields: dict[str, Any] = {"declared": None, "distribution": None, "limits": limits} | asked
             scheme = as_scheme(fields.pop("scheme"), fields.pop("declared"), fields.pop("distribution"))
             held_to = fields.pop("limits")
+            found: dict[str, Any] = {}
             cases += [
                 pytest.param(
-                    SchemeProperty(name, scheme, held_to, option("--init-seed"), fields), id=f"{scheme.name}-{name}"
+                    SchemeProperty(name, scheme, held_to, option("--init-seed"), fields, found),
+                    id=f"{scheme.name}-{name}",
                 )
                 for name in names
             ]

@@ -45,6 +45,10 @@ class Verdict:
     samples: str
     scale: str
 
+    def __post_init__(self) -> None:
+        for name in ("value", "low", "high"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+
 
 Runs = Callable[["Scale"], tuple["Cell", ...]]
 Judge = Callable[["Evidence", "Scale"], Verdict]

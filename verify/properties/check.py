@@ -1,9 +1,11 @@
-"""All properties of a scheme, one after the other, and the report of them."""
+"""All properties of a scheme, and the report of them."""
 
 import json
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from threading import Event
 from typing import Any
 
 from rich.console import Console
@@ -14,7 +16,7 @@ from theory import Initialization
 from theory.architecture import FIELD_NAMES
 from verify.properties.matrices import OF_MATRICES
 from verify.properties.property import Limits, Property, Result
-from verify.properties.scheme import as_scheme
+from verify.properties.scheme import Scheme, as_scheme
 from verify.properties.signals import OF_LOSS, OF_STREAM
 
 _GROUPS = (OF_MATRICES, OF_LOSS, OF_STREAM)
@@ -133,21 +135,35 @@ def check(
     """Every property of a scheme, searched for a violation.
 
     scheme, declared, distribution: as `as_scheme` takes them. only, skip: names of properties. seed: of the search; the
-    same one draws the same. advanced: called with each result, in a thread for each group of properties. fields: of
-    Architecture, held at a value or drawn from a list or strategy. Raises ValueError for unknown names and what
-    `as_scheme` refuses.
+    same one draws the same. advanced: called with each result as it comes. fields: of Architecture, held at a value or
+    drawn from a list or strategy. Raises ValueError for unknown names and what `as_scheme` refuses.
     """
-    names = chosen(only, skip)
     made = as_scheme(scheme, declared, distribution)
-    share = share_of(limits)
+    with searches(made, chosen(only, skip), limits, seed, **fields) as found:
+        for each in as_completed(found.values()):
+            advanced(each.result())
+        return Report(made.name, tuple(each.result() for each in found.values()))
 
-    def searched(group: Iterable[Property]) -> list[Result]:
-        results = []
-        for each in (each for each in group if each.name in names):
-            results.append(each.search(made, share, seed, **fields))
-            advanced(results[-1])
-        return results
 
+@contextmanager
+def searches(
+    made: Scheme, names: Iterable[str], limits: Limits, seed: int = 0, **fields: Any
+) -> Iterator[dict[str, Future[Result]]]:
+    """Searches of those properties under way, a thread for each group; on leaving, what is not done is given up."""
+    names, share, left = set(names), share_of(limits), Event()
     # one thread of linear algebra: matrices are small, and more would only wait for one another
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(len(_GROUPS)) as pool:
-        return Report(made.name, tuple(result for group in pool.map(searched, _GROUPS) for result in group))
+    with threadpool_limits(1, user_api="blas"), ExitStack() as pools:
+        found = dict[str, Future[Result]]()
+        for group in _GROUPS:
+            pool = pools.enter_context(ThreadPoolExecutor(1))
+            found |= {
+                p.name: pool.submit(p.search, made, share, seed, left.is_set, **fields)
+                for p in group
+                if p.name in names
+            }
+        try:
+            yield found
+        finally:
+            left.set()
+            for each in found.values():
+                each.cancel()

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection
+from concurrent.futures import CancelledError
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -218,8 +219,18 @@ class Property:
         """Architectures to test on."""
         return limits.networks if self.costly else limits.examples
 
-    def search(self, scheme: Scheme, limits: Limits, first_seed: int = 0, **held: Any) -> Result:
-        """Draw architectures until one violates the property; then look for a smaller one, as long as limits say."""
+    def search(
+        self,
+        scheme: Scheme,
+        limits: Limits,
+        first_seed: int = 0,
+        given_up: Callable[[], bool] = lambda: False,
+        **held: Any,
+    ) -> Result:
+        """Draw architectures until one violates the property; then look for a smaller one, as long as limits say.
+
+        given_up: asked before each; raises CancelledError once it is so.
+        """
         for name in held:
             if name in scheme.fields:
                 raise ValueError(f"{name}: decided by the scheme {scheme.name}; hold other fields")
@@ -254,6 +265,8 @@ class Property:
             if not passed_over:
                 passed_over = True
                 return
+            if given_up():
+                raise _Broken(CancelledError())
             arch = scheme.arch(drawn)
             if (arch, key) not in known:
                 if failed and time.monotonic() > deadline:
