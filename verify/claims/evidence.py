@@ -3,17 +3,24 @@
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from scipy.stats import entropy
 
 from verify.statistics import spikes
 from verify.sweeps import store
 from verify.sweeps.command import here, print_time, train
+from verify.training.corpus import load_corpus
 from verify.training.run import Run, changed
+from verify.training.sources import BYTES
+
+CORPUS = "stdlib"
+"""what all claims train on"""
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,23 @@ def train_cells(cells: Iterable[Cell], folder: Path, lanes: int | None, plan_onl
     if plan_only or not by_run:
         return 0
     return train(list(by_run), folder, lambda run: dict(by_run[run].labels), here(lanes, None))
+
+
+def converged(table: pd.DataFrame, by: str | list[str]) -> pd.Series:
+    """Whether each run ends nearer to the best loss of its group than to `contextless_loss`.
+
+    With clipping no run of ours ends above its start, at any rate: what fails sinks to the loss of a model that knows
+    no context. by: columns that tell the groups, all at several rates. The runs' corpus is CORPUS.
+    """
+    best = table.groupby(by, sort=False)["final_loss"].transform("min")
+    return (table["outcome"] == "finished") & (table["final_loss"] < (best + contextless_loss()) / 2)
+
+
+@cache
+def contextless_loss() -> float:
+    """Entropy in nats of a single token of CORPUS: the least loss of a model that knows no context."""
+    train = load_corpus(CORPUS, BYTES).train
+    return float(entropy(np.bincount(train)))
 
 
 def by_rate_and_seed(table: pd.DataFrame, column: str) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from scipy import stats
 
 from theory import Architecture
 from verify.claims.claim import Claim, Outcome, Verdict
-from verify.claims.evidence import Cell, Evidence, by_rate_and_seed, cells, last_tenth
+from verify.claims.evidence import Cell, Evidence, by_rate_and_seed, cells, converged, last_tenth
 from verify.claims.scale import Scale
 from verify.statistics.intervals import bootstrap_interval, difference_of_means, proportion_interval
 from verify.statistics.sensitivity import Sensitivity, highest_stable_rate, lr_sensitivity
@@ -67,9 +67,9 @@ def sensitivity(table: pd.DataFrame) -> Sensitivity:
 
 
 def stable_rate(table: pd.DataFrame) -> float:
-    """The highest rate at which most of the seeds finish."""
-    finished = by_rate_and_seed(table, "outcome") == "finished"
-    return highest_stable_rate(finished.index.to_numpy(), finished.to_numpy()).value
+    """The highest rate at which most of the seeds converge."""
+    good = by_rate_and_seed(table, "good")
+    return highest_stable_rate(good.index.to_numpy(), good.to_numpy()).value
 
 
 def _sensitivities(table: pd.DataFrame, by: str | list[str]) -> dict[Any, Sensitivity]:
@@ -93,6 +93,7 @@ def _sign(difference: tuple[float, float, float]) -> int:
 def judge_qk_norm(evidence: Evidence, scale: Scale) -> Verdict:
     """SSP-1."""
     table = evidence.table(ladder(scale))
+    table["good"] = converged(table, ["size", "attention"])
     found = _sensitivities(table, ["size", "attention"])
     largest, smallest = _name(scale.sizes[-1]), _name(scale.sizes[0])
     gap = _difference(found[largest, "standard"], found[largest, "qk_norm"])
@@ -170,12 +171,12 @@ def judge_logit_growth(evidence: Evidence, scale: Scale) -> Verdict:
 def judge_diverging_logit(evidence: Evidence, scale: Scale) -> Verdict:
     """SSP-4."""
     table = evidence.table(ladder(scale))
-    table = table[table["attention"] == "standard"]
+    table = table[table["attention"] == "standard"].assign(good=converged(table, ["size", "attention"]))
     above = table[table["largest_attention_logit"] > DIVERGING_LOGIT]
     if above.empty:
         largest = table["largest_attention_logit"].max()
         return _nothing("SSP-4", f"no run's largest logit passes 1e4; the largest is {largest:.3g}", scale)
-    failed = int((above["outcome"] != "finished").sum())
+    failed = int((~above["good"]).sum())
     low, high = proportion_interval(failed, len(above))
     outcome: Outcome = "supported" if failed == len(above) and low > 0.5 else "inconclusive"
     if high < 0.9:
@@ -406,7 +407,8 @@ CLAIMS = (
         1, "Without QK norm the diverging rate falls as the model grows; with it LR sensitivity S is lower and larger "
         "rates train.", _LADDER,
         "Supported if at the largest size S is lower with QK norm, with its whole interval, the highest rate at which "
-        "most seeds finish is lower there than at the smallest size without it, and higher with it than without. "
+        "most seeds converge is lower there than at the smallest size without it, and higher with it than without. A "
+        "run converges that ends nearer to the best loss there than to the entropy of a token. "
         "Refuted if S is higher with QK norm with its whole interval, or the rate rises without a lower S.",
         judge_qk_norm, ladder,
     ),
@@ -427,8 +429,8 @@ CLAIMS = (
     _claim(
         4, "Every run whose largest logit passes 1e4 diverges; a quadratic fit over sizes predicts the next size's.",
         "The same runs without QK norm.",
-        "Supported if all such runs diverge, with an exact interval above a half. Refuted if the interval lies below "
-        "0.9. The fit over the smaller sizes is printed beside what the largest one measured.",
+        "Supported if all such runs fail to converge, as in SSP-1, with an exact interval above a half. Refuted if the "
+        "interval lies below 0.9. The fit over the smaller sizes is printed beside what the largest one measured.",
         judge_diverging_logit, ladder,
     ),
     _claim(

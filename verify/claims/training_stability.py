@@ -2,33 +2,28 @@
 
 Rybakov et al., arXiv 2410.16682, from a digest [S]: variants of attention and of the residual branch at rising rates,
 until they no longer converge. Here at our sizes: pre-LN, GELU, GPT-2's initialisation, RoPE, no biases, untied, AdamW
-clipped at 1, cosine to a tenth, rates a factor of 1.5 apart. No run of ours ends above its start, at any rate: what
-fails sinks to the loss of a model that knows no context. So a run converges here that ends nearer to its variant's best
-loss than to that; `survey`, where this was seen, is no evidence for MIS-2 to MIS-4, which have seeds of their own.
+clipped at 1, cosine to a tenth, rates a factor of 1.5 apart. `survey`, which showed what failing looks like at this
+size (`verify.claims.evidence.converged`), is no evidence for MIS-2 to MIS-4, which have seeds of their own.
 """
 
 from collections.abc import Iterable, Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import entropy
 
 from theory import Architecture
 from verify.claims.claim import Claim, Outcome, Verdict
-from verify.claims.evidence import Cell, Evidence, by_rate_and_seed, cells
+from verify.claims.evidence import CORPUS, Cell, Evidence, by_rate_and_seed, cells, converged
 from verify.claims.scale import Scale
 from verify.statistics.corrections import holm
 from verify.statistics.intervals import difference_of_means, permutation_p
 from verify.statistics.sensitivity import highest_stable_rate
-from verify.training.corpus import load_corpus
 from verify.training.optimizer import Optimizer
 from verify.training.run import Run, changed
 
 _MIS = "arXiv 2410.16682 [S]"
 D_HEAD = 32
-CORPUS = "stdlib"
 RATE, SEED = "optimizer.learning_rate", "seed"
 NORMED = ("qk_norm", "qkv_norm", "qk_norm_cap")
 VARIANTS: dict[str, dict[str, str]] = {
@@ -86,24 +81,10 @@ def _grid(scale: Scale, variants: Iterable[str], rates: Sequence[float], seeds: 
     )
 
 
-@cache
-def contextless_loss() -> float:
-    """Entropy in nats of a single token of the corpus: what a model reaches that knows no context."""
-    corpus = load_corpus(CORPUS, 256)
-    share = np.bincount(corpus.train) / len(corpus.train)
-    return float(entropy(share))
-
-
-def converged(table: pd.DataFrame) -> pd.Series:
-    """Whether each run ends nearer to the best loss of its variant than to `contextless_loss`."""
-    best = table.groupby("variant")["final_loss"].transform("min")
-    return (table["outcome"] == "finished") & (table["final_loss"] < (best + contextless_loss()) / 2)
-
-
 def ceilings(table: pd.DataFrame) -> dict[str, float]:
     """The highest rate at which most seeds of a variant converge."""
     found = {}
-    for name, rows in table.assign(good=converged(table)).groupby("variant", sort=False):
+    for name, rows in table.assign(good=converged(table, "variant")).groupby("variant", sort=False):
         grid = by_rate_and_seed(rows, "good")
         found[str(name)] = highest_stable_rate(grid.index.to_numpy(), grid.to_numpy()).value
     return found
@@ -119,7 +100,7 @@ def judge_output_norms(evidence: Evidence, scale: Scale) -> Verdict:
         last = np.flatnonzero(np.all(np.isfinite(norms), axis=1))[-1]
         ends[cell.labels["learning_rate"]].append(norms[max(last - 10, 0) : last + 1].mean(axis=0))
     table = evidence.table(chosen)
-    good = by_rate_and_seed(table.assign(good=converged(table)), "good")
+    good = by_rate_and_seed(table.assign(good=converged(table, "variant")), "good")
     told_apart = bool(good.loc[low].all() and not good.loc[high].any())
     kinds = list(chosen[0].run.arch.matrices)
     ratio = np.mean(np.log(ends[high]), axis=0) - np.mean(np.log(ends[low]), axis=0)
