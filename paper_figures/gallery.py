@@ -8,7 +8,14 @@ from pathlib import Path
 
 from matplotlib import rc_context
 
-from paper_figures import at_initialization, embedding_scale, propagation, spike_no_more
+from paper_figures import (
+    at_initialization,
+    embedding_scale,
+    propagation,
+    small_scale_proxies,
+    spike_no_more,
+    training_stability,
+)
 from paper_figures.data import load, path_of, save
 from paper_figures.figure import PaperFigure
 from paper_figures.style import PRINT
@@ -21,11 +28,15 @@ from verify.sweeps import store
 from verify.sweeps.cost import cost
 from verify.training.run import Run
 
-FIGURES = {
-    figure.name: figure
-    for paper in (spike_no_more, embedding_scale, at_initialization, propagation)
-    for figure in paper.FIGURES
-}
+_PAPERS = (
+    spike_no_more,
+    embedding_scale,
+    at_initialization,
+    propagation,
+    small_scale_proxies,
+    training_stability,
+)
+FIGURES = {figure.name: figure for paper in _PAPERS for figure in paper.FIGURES}
 
 
 def listed(scale: Scale, data: Path, runs: Path) -> str:

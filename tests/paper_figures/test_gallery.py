@@ -40,15 +40,21 @@ class Made(Evidence):
             "loss": ("step", loss), "gradient_norm": ("step", gradient),
             "place_gradient_norm": (("step", "place"), np.exp(rng.standard_normal((run.steps, places)))),
             "shortcut_std": (("step", "place"), np.exp(rng.standard_normal((run.steps, places)))),
+            "logit_mean": ("step", rng.standard_normal(run.steps)),
         }  # fmt: skip
-        return xr.Dataset(recorded, {"step": np.arange(run.steps)}).astype(np.float32)
+        kinds, layers = len(run.arch.matrices), run.arch.num_layers
+        for name in ("output_norm", "matrix_gradient_norm"):
+            recorded[name] = (("step", "matrix", "layer"), np.exp(rng.standard_normal((run.steps, kinds, layers))))
+        coords = {"step": np.arange(run.steps), "matrix_entries": ("matrix", np.full(kinds, 256))}
+        return xr.Dataset(recorded, coords).astype(np.float32)
 
     def table(self, cells):
         rows = []
         for cell in cells:
             rng = np.random.default_rng(int(store.digest(cell.run), 16))
             rows.append(cell.labels | {
-                "final_loss": rng.uniform(1, 3), "held_out_loss": rng.uniform(1, 3),
+                "final_loss": rng.uniform(1, 3), "held_out_loss": rng.uniform(1, 3), "initial_loss": 5.5,
+                "outcome": "finished", "largest_attention_logit": 10 ** rng.uniform(0, 6),
                 "largest_gradient_norm": rng.uniform(1, 9),
                 "gradient_spikes": rng.integers(9), "loss_spikes": rng.integers(9),
             })  # fmt: skip
