@@ -71,7 +71,9 @@ def attend(
         query, keys = rotate(query), rotate(keys)
     lengths = _length(query), _length(keys)
     query = query.reshape(batch, seq_len, arch.kv_heads, arch.num_heads // arch.kv_heads, arch.d_head)
-    logits = jnp.einsum("btkgd,bskd->bkgts", query, keys) * (scheme.temperature / np.sqrt(arch.d_head)).astype(z.dtype)
+    logits = jnp.einsum("btkgd,bskd->bkgts", query, keys) * (
+        scheme.temperature_at(arch.d_head) / np.sqrt(arch.d_head)
+    ).astype(z.dtype)
     logits = logits.astype(np.promote_types(z.dtype, np.float32))
     if scheme.cap is not None:
         logits = scheme.cap * jnp.tanh(logits / scheme.cap)

@@ -242,8 +242,9 @@ def _learned(arrangement: Block) -> str:
 
 
 def _attention(scheme: AttentionScheme) -> str:
-    temperature = "" if scheme.temperature == 1 else f"{scheme.temperature:g}\\,"
-    logits = rf"{temperature} q k^T/\sqrt{{{formula(s.d_head)}}}"
+    logits = rf"q k^T/\sqrt{{{formula(s.d_head)}}}"
+    if scheme.temperature != 1:
+        logits = rf"{formula(scheme.temperature)}\, {logits}"
     if scheme.cap is not None:
         logits = rf"{scheme.cap:g} \tanh({logits} / {scheme.cap:g})"
     weights = rf"\operatorname{{softmax}}({logits})"

@@ -144,8 +144,9 @@ def sizes(arch: Architecture, layer: int | slice, std: ArrayLike, even: bool = F
     found: dict[sp.Symbol, Any] = {
         s.d: arch.d_model, s.d_ff: arch.ff_width, s.d_head: arch.d_head, s.num_heads: arch.num_heads,
         s.num_kv_heads: arch.kv_heads, s.epsilon: arch.norm_epsilon, s.sigma_x: std, s.sigma_y: std,
-        s.temperature: scheme.temperature, s.steepness: high - low, s.lipschitz: feed_forward.lipschitz(unit),
-        s.at_zero: abs(unit.at_zero), s.extreme: np.sqrt(2 * np.log(2 * arch.ff_width * arch.seq_len)),
+        s.temperature: scheme.temperature_at(arch.d_head), s.steepness: high - low,
+        s.lipschitz: feed_forward.lipschitz(unit), s.at_zero: abs(unit.at_zero),
+        s.extreme: np.sqrt(2 * np.log(2 * arch.ff_width * arch.seq_len)),
         s.row_length: max((high - low) / arch.seq_len + low, 0.0) * np.sqrt(arch.seq_len),
         s.shortcut_factor: arch.factor("shortcut")[layer], s.branch_factor: arch.factor("branch")[layer],
         s.input_factor: arch.factor("input")[layer],
@@ -156,7 +157,9 @@ def sizes(arch: Architecture, layer: int | slice, std: ArrayLike, even: bool = F
             arch.effective_std(kind)[layer],
         )
     query, key = (0.0 if even else evaluate(_entry(arch, name), found) for name in ("query", "key"))
-    found[s.norm_P], found[s.column_sum] = attention_matrix_bounds(arch.seq_len, scheme.temperature * query * key)
+    found[s.norm_P], found[s.column_sum] = attention_matrix_bounds(
+        arch.seq_len, scheme.temperature_at(arch.d_head) * query * key
+    )
     width = np.sqrt(arch.d_model) * evaluate(_input(arch, "feed_forward"), found)
     up, gate = found[s.sigma_1] * width, found[s.sigma_g] * width if unit.gated else 1.0
     return found | {s.activation_gain: _hidden_size(arch, up, gate) / (up * gate)}

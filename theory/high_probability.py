@@ -188,7 +188,8 @@ def _attention(
     else:
         across = min(length["query"], query.most * high * query.tail.t)  # the query's part along a key
         logit = across * length["key"] / math.sqrt(arch.d_head)
-    logit *= scheme.temperature
+    temperature = scheme.temperature_at(arch.d_head)
+    logit *= temperature
     if scheme.cap is not None:
         logit = scheme.cap * math.tanh(logit / scheme.cap)
     above_even = math.exp(min(2 * logit, 300.0))  # entries of P over those of the even one, or of ALiBi's own
@@ -198,7 +199,7 @@ def _attention(
         averaging = min(averaging, 2 * above_even)
     steepness = 1.0 if scheme.clip is None else scheme.clip[1] - scheme.clip[0]
     heads = heads_bound(
-        d_head=arch.d_head, h=arch.num_heads, h_kv=arch.kv_heads, tau=scheme.temperature, kappa=steepness,
+        d_head=arch.d_head, h=arch.num_heads, h_kv=arch.kv_heads, tau=temperature, kappa=steepness,
         pi_P=averaging, c_P=column, nu_Q=query.norm, nu_K=key.norm, nu_V=value.norm, m_q=length["query"],
         m_k=length["key"], m_v=length["value"], s_q=slope["query"], s_k=slope["key"], s_v=slope["value"],
     )  # fmt: skip

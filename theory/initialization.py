@@ -195,7 +195,7 @@ INITIALIZATIONS = {
             {"embedding": sp.Integer(1), "position": sp.Integer(1), "head": 1 / d},
             "Yang et al., arXiv 2203.03466, table 3 [M]: tables 1, hidden 1 / sqrt(fan_in), head 1 / d. Its other "
             "form, a head of 1 / sqrt d, is this with logit_scale 1 / sqrt d. Logits over d_head, not its root: "
-            "AttentionScheme(temperature=1 / sqrt(d_head))",
+            "attention mup_attention",
         ),
         Initialization(
             "zero_output",

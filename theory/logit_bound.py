@@ -63,9 +63,9 @@ def logit_bounds(arch: Architecture, shortcut_std: np.ndarray | None = None) -> 
     length = {name: _largest_head(arch, f"attention.{name}") * size for name in ("query", "key")}
     if "query" in scheme.normed:
         length = dict.fromkeys(length, np.full(arch.num_layers, math.sqrt(arch.d_head)))
-    limits = _attention(arch.d_head, scheme.temperature, length["query"], length["key"])
+    limits = _attention(arch.d_head, scheme.temperature_at(arch.d_head), length["query"], length["key"])
     if scheme.cap is not None:
-        limits = _capped(arch.d_head, scheme.temperature, length["query"], length["key"], scheme.cap)
+        limits = _capped(arch.d_head, scheme.temperature_at(arch.d_head), length["query"], length["key"], scheme.cap)
     row = float(arch.std("embedding" if arch.tied else "head")[0])
     longest = row * (math.sqrt(d) + math.sqrt(2 * math.log(arch.vocab_size)))
     last = math.sqrt(d) * (1.0 if output_capped else float(shortcut_std[-1]))

@@ -159,8 +159,8 @@ def logit_variance(arch: Architecture) -> float:
     """Largest over layers, for tokens of unit variance."""
     scheme = attention_scheme(arch.attention)
     if scheme.normed:
-        return scheme.temperature**2
-    return scheme.temperature**2 * float(
+        return scheme.temperature_at(arch.d_head) ** 2
+    return scheme.temperature_at(arch.d_head) ** 2 * float(
         np.max(arch.d_model**2 * arch.effective_std("attention.query") ** 2 * arch.effective_std("attention.key") ** 2)
     )
 

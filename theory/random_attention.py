@@ -94,8 +94,10 @@ class Heads:
     def weights(self) -> Weights:
         """Softmax and what the scheme makes of it."""
         scheme = self.variant.scheme
-        slope = np.array(scheme.temperature, np.float32)
-        logits = self.queries @ self.keys.mT * np.float32(np.sqrt(self.queries.shape[-1]) * scheme.temperature)
+        width = self.queries.shape[-1]
+        temperature = scheme.temperature_at(width)
+        slope = np.array(temperature, np.float32)
+        logits = self.queries @ self.keys.mT * np.float32(np.sqrt(width) * temperature)
         if scheme.cap is not None:
             bent = np.tanh(logits / np.float32(scheme.cap))
             logits, slope = bent * np.float32(scheme.cap), slope * (1 - bent**2)

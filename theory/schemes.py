@@ -36,5 +36,5 @@ def expression(where: str, value: object, symbols: Collection[sp.Symbol], home: 
             f"{where}: the rule uses {sorted(map(str, foreign))}; it may use only {sorted(map(str, symbols))} of {home}"
         )
     if positive and rule.is_number and not rule.is_positive:
-        raise ValueError(f"{where}: must be a positive number, got {rule}")
+        raise ValueError(f"{where}: must be a positive number, got {value!r}")
     return rule

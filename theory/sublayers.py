@@ -216,7 +216,7 @@ class _Attention:
         )
         scheme = attention_scheme(arch.attention)
         size = float(np.einsum("nss->", tokens.kernel)) / tokens.kernel[..., 0].size
-        logit_variance = (1.0 if scheme.normed else query * key * size**2) * scheme.temperature**2
+        logit_variance = (1.0 if scheme.normed else query * key * size**2) * scheme.temperature_at(arch.d_head) ** 2
         least = 8 if arch.positions == "alibi" else 1
         drawn = max(2**18 // arch.d_model // arch.d_head, int(8 * min(logit_variance, 4.0)), least)
         group = min(arch.num_heads // arch.kv_heads, drawn)

@@ -125,6 +125,8 @@ def _attention(weights, normed, layer, arch):
                 score = float(query @ key) / math.sqrt(width)
                 if arch.attention == "soft_temp":
                     score *= 0.5
+                if arch.attention == "mup_attention":
+                    score = float(query @ key) / width
                 if arch.attention in ("soft_cap", "qk_norm_cap"):
                     score = 50 * math.tanh(score / 50)
                 if arch.positions == "alibi":

@@ -81,7 +81,7 @@ _COVERING = [
         ("ln_scaling", "qk_fc_norm", "gelu_tanh", "none", "layer_norm", 1e-5, 3, True),
         ("deep_scale_lm", "qk_norm", "gelu", "sinusoidal", "layer_norm", 1e-5, 3, True),
         ("sub_ln", "qk_fc_norm", "geglu", "rope", "layer_norm", 0.2, 1, True),
-        ("depth_mup", "standard", "gelu", "rope", "layer_norm", 1e-5, 3, True),
+        ("depth_mup", "mup_attention", "gelu", "rope", "layer_norm", 1e-5, 3, True),
         ("deepnorm_glm", "standard", "geglu", "rope", "layer_norm", 1e-5, 3, True),
         ("no_norm", "qk_norm", "identity", "alibi", "layer_norm", 1e-5, 3, True),
         ("pre_ln", "sigma_reparam", "swiglu", "rope", "layer_norm", 1e-5, 1, True),

@@ -26,7 +26,7 @@ CHOICES = {
     "norm": "layer_norm, rms_norm",
     "activation": "identity, relu, gelu, gelu_tanh, silu, swiglu, geglu",
     "positions": "none, learned, sinusoidal, rope, alibi",
-    "attention": "standard, qk_norm, qk_norm_cap, qkv_norm, qk_fc_norm, soft_cap, soft_temp, soft_clip, sigma_reparam",
+    "attention": "standard, qk_norm, qk_norm_cap, qkv_norm, qk_fc_norm, soft_cap, soft_temp, mup_attention, soft_clip",
     "initialization": "megatron, gpt2, xavier, he, lecun, palm, small, wang",
     "embedding": "vanilla, scaled, layer_norm, detach, unit",
 }

@@ -3,14 +3,16 @@
 import math
 
 import pytest
+import sympy as sp
 
 from theory import AttentionScheme
+from theory.notation import d, d_head
 
 
 @pytest.mark.parametrize(
     ("field", "value", "wanted"),
     [
-        *(("temperature", value, "positive") for value in (0.0, -0.5, math.nan)),
+        *(("temperature", value, "a positive number") for value in (0.0, -0.5, math.nan)),
         *(("cap", value, "positive or None") for value in (0.0, -50.0, math.nan)),
         *(
             ("clip", value, "(low, high) with low <= 0 and high >= 1")
@@ -22,6 +24,16 @@ def test_wrong_numbers_are_refused_by_name(field: str, value: object, wanted: st
     with pytest.raises(ValueError) as caught:
         AttentionScheme("mine", **{field: value})  # type: ignore[arg-type]
     assert str(caught.value) == f"attention 'mine', {field}: must be {wanted}, got {value!r}"
+
+
+def test_a_temperature_that_depends_on_the_heads_width_has_to_be_one() -> None:
+    scheme = AttentionScheme("mine", temperature=1 / sp.sqrt(d_head - 16), source="a test")
+    assert scheme.temperature_at(20) == 0.5
+    for width, value in ((16, "zoo"), (12, "-I/2")):
+        with pytest.raises(ValueError, match=f"temperature: .* gives {value} at d_head = {width}, not a positive num"):
+            scheme.temperature_at(width)
+    with pytest.raises(ValueError, match=r"temperature: the rule uses \['d'\]"):
+        AttentionScheme("mine", temperature=1 / d)
 
 
 def test_the_least_that_is_allowed() -> None:

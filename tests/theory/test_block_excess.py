@@ -95,10 +95,13 @@ def _through_attention(arch: Architecture, layer: int, size: float) -> tuple[flo
     entry = {name: std[name] * math.sqrt(arch.d_model) * size for name in ("query", "key", "value")}
     slope = {name: _slope(arch, entry[name]) if name in scheme.normed else 1.0 for name in entry}
     entry = {name: 1.0 if name in scheme.normed else value for name, value in entry.items()}
-    averaging, column = attention_matrix_bounds(arch.seq_len, scheme.temperature * entry["query"] * entry["key"])
+    averaging, column = attention_matrix_bounds(
+        arch.seq_len, scheme.temperature_at(arch.d_head) * entry["query"] * entry["key"]
+    )
     length = {name: math.sqrt(arch.d_head) * value for name, value in entry.items()}
     low, high = scheme.clip or (0.0, 1.0)
-    group, score = math.sqrt(arch.num_heads / arch.kv_heads), scheme.temperature * (high - low) / math.sqrt(arch.d_head)
+    group = math.sqrt(arch.num_heads / arch.kv_heads)
+    score = scheme.temperature_at(arch.d_head) * (high - low) / math.sqrt(arch.d_head)
     heads = (
         (high - low) * averaging * group * norm["value"] * slope["value"]
         + score * length["value"] * length["key"] * norm["query"] * slope["query"]

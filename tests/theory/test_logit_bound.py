@@ -25,6 +25,7 @@ def test_a_norm_before_attention_by_hand() -> None:
         ("qk_norm", 4.0),
         ("qk_norm_cap", 50 * np.tanh(4 / 50)),
         ("soft_temp", 0.5 * 0.5**2 * 144 * 16),
+        ("mup_attention", 0.5**2 * 144 * 16 / 16**0.5),
         ("soft_cap", 50 * np.tanh(0.5**2 * 144 * 16 / 50)),
         ("sigma_reparam", 16.0),  # one head's part of a matrix of norm 1, at one head of all the width
     ],

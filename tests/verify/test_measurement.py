@@ -119,7 +119,7 @@ _COVERING = [
         ("deepnorm", "soft_temp", "geglu", "none", "layer_norm", "xavier", "unit", 2),
         ("rezero", "standard", "gelu", "rope", "layer_norm", "megatron", "scaled", None),
         ("layer_scale", "qkv_norm", "silu", "alibi", "layer_norm", "he", "layer_norm", None),
-        ("ln_scaling", "standard", "gelu_tanh", "sinusoidal", "layer_norm", "small", "vanilla", None),
+        ("ln_scaling", "mup_attention", "gelu_tanh", "sinusoidal", "layer_norm", "small", "vanilla", None),
         ("deep_scale_lm", "qk_fc_norm", "gelu", "rope", "layer_norm", "lecun", "scaled", None),
         ("sub_ln", "standard", "gelu", "rope", "layer_norm", "xavier", "scaled", 1),
         ("no_norm", "standard", "silu", "learned", "layer_norm", "lecun", "scaled", 1),

@@ -88,7 +88,7 @@ def _attention_logit(weights: Attention, size: float, arch: Architecture) -> flo
     query = _heads(weights.query, weights.query_norm, size, arch)
     key = _heads(weights.key, weights.key_norm, size, arch)
     largest = float(np.max(query * np.repeat(key, arch.num_heads // arch.kv_heads)))
-    largest *= scheme.temperature / np.sqrt(arch.d_head)
+    largest *= scheme.temperature_at(arch.d_head) / np.sqrt(arch.d_head)
     return largest if scheme.cap is None else scheme.cap * float(np.tanh(largest / scheme.cap))
 
 

@@ -117,7 +117,7 @@ def _attention(weights: Attention, z: np.ndarray, before: np.ndarray, arch: Arch
     value, value_slope = heads(weights.value, weights.value_norm)
     if arch.positions == "rope":
         query, key = _rotate(query), _rotate(key)
-    scale = scheme.temperature / np.sqrt(arch.d_head)
+    scale = scheme.temperature_at(arch.d_head) / np.sqrt(arch.d_head)
     logits, factor = query @ key.mT * scale, np.full((1, 1, 1, 1, 1), scale)
     if scheme.cap is not None:
         capped = np.tanh(logits / scheme.cap)
