@@ -309,8 +309,8 @@ class Check:
     (key, shape, dtype), a mapping of them by kind, a Model, or a function that gives one"""
     declared: str | None = None
     """rule that an initializer or a model is held to: a registered name or module:attribute"""
-    distribution: Literal["normal", "uniform", "orthogonal"] | None = None
-    """law of its entries, if it declares one"""
+    distribution: Literal["normal", "truncated_normal", "uniform", "orthogonal"] | None = None
+    """law of its entries, if it declares one; truncated_normal: cut off at 2 standard deviations, as JAX has it"""
     hold: tuple[str, ...] = ()
     """fields of Architecture held at a value: embedding=vanilla block=post_ln num_layers=12"""
     only: tuple[str, ...] = ()

@@ -33,7 +33,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="test this initialisation: a registered name or an object of an importable module",
     )
     group.addoption("--init-declared", metavar="NAME", help="rule that the scheme is held to, as he or pkg.module:RULE")
-    group.addoption("--init-distribution", metavar="LAW", help="law of the entries: normal, uniform or orthogonal")
+    group.addoption(
+        "--init-distribution", metavar="LAW", help="law of the entries: normal, truncated_normal, uniform or orthogonal"
+    )
     group.addoption(
         "--init-hold",
         action="append",

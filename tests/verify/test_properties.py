@@ -417,6 +417,16 @@ def test_a_rule_that_is_cut_off_is_so_for_a_callable_too():
     assert properties.distribution(model, arch=ODD, declared=hidden, distribution="normal").outcome == "tested"
 
 
+def test_a_normal_law_that_jax_cuts_off_is_another_than_a_whole_one():
+    """`he_normal` and its siblings are cut off at two standard deviations, `normal` is not."""
+    cut, whole = jax.nn.initializers.he_normal(), jax.nn.initializers.normal(0.1)
+    assert properties.distribution(cut, arch=ODD, distribution="truncated_normal").outcome == "tested"
+    assert properties.distribution(whole, arch=ODD, distribution="normal").outcome == "tested"
+    for scheme, law in ((cut, "normal"), (whole, "truncated_normal")):
+        with pytest.raises(Violation, match=f"from the declared {law} law"):
+            properties.distribution(scheme, arch=ODD, distribution=law)
+
+
 def test_embeddings_and_blocks_go_through_what_is_proven():
     for scheme in (Embedding("wide", multiplier=d, source="a test"), BLOCKS["pre_ln"]):
         found = check(

@@ -194,6 +194,10 @@ def zero_mean(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limit
     return next(failing(), None)
 
 
+_JAX_CUTOFF = 2.0
+"""nominal standard deviations at which jax.nn.initializers cut a normal law off"""
+
+
 @_of_finite
 def distribution(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
     """Test of `distribution`: Kolmogorov and Smirnov's distance to the declared law."""
@@ -210,6 +214,8 @@ def distribution(scheme: Scheme, arch: Architecture, seed: int, alpha: float, li
                 continue
             law = stats.norm(scale=std)
             cutoff = arch.truncation(kind) if known else None
+            if scheme.distribution == "truncated_normal":
+                cutoff = cutoff or _JAX_CUTOFF
             if cutoff is not None:
                 law = stats.truncnorm(-cutoff, cutoff, scale=std / float(truncated_std(cutoff)))
             elif scheme.distribution == "uniform":
@@ -447,9 +453,9 @@ def _declared(scheme: Scheme, limits: Limits) -> str:
 
 
 def _law_known(scheme: Scheme, limits: Limits) -> str:
-    if scheme.distribution in ("normal", "uniform"):
+    if scheme.distribution in ("normal", "truncated_normal", "uniform"):
         return ""
-    return 'no law is declared: distribution="normal" or "uniform"'
+    return 'no law is declared: distribution="normal", "truncated_normal" or "uniform"'
 
 
 def _has_layouts(scheme: Scheme, limits: Limits) -> str:

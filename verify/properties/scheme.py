@@ -24,7 +24,7 @@ from theory.block import BLOCKS, Block
 from theory.embedding import EMBEDDINGS, Embedding
 from theory.initialization import INITIALIZATIONS, MATRIX_KINDS, Initialization, initialization
 
-DISTRIBUTIONS = ("normal", "uniform", "orthogonal")
+DISTRIBUTIONS = ("normal", "truncated_normal", "uniform", "orthogonal")
 Initializer = Callable[..., Any]
 _REGISTERED: dict[str, Mapping[Any, Any]] = {
     "block": BLOCKS, "embedding": EMBEDDINGS, "initialization": INITIALIZATIONS,
@@ -123,10 +123,13 @@ def as_scheme(
     """The scheme behind any of the forms; a string names a registered initialisation or, "module:attribute", an object.
 
     declared: the rule that a callable or a model is held to. An initializer is drawn from once. Raises ValueError for
-    what is none of the forms, for an unknown name, and for a rule beside a symbolic scheme, which is its own;
+    what is none of the forms, for an unknown name, and for a rule beside a symbolic scheme, which is its own, or beside
+    a Scheme, which has it;
     SchemeError, which is one too, for what the scheme itself raises, and for what it draws where that does not fit.
     """
     if isinstance(given, Scheme):
+        if declared is not None or distribution is not None:
+            raise ValueError(f"declared: {given.name} is made already; give declared and distribution to as_scheme")
         return given
     reference = _reference(given, "scheme")
     if distribution is not None and distribution not in DISTRIBUTIONS:
