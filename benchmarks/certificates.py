@@ -45,7 +45,7 @@ PROBABILITY = 0.999
 WEIGHTS = ("drawn", "trained", "scaled")
 FIELDS: dict[str, tuple] = {
     "block": tuple(BLOCKS),
-    "attention": tuple(ATTENTIONS),
+    "attention": tuple(name for name in ATTENTIONS if name != "mup_attention"),  # younger than docs' table
     "activation": tuple(ACTIVATIONS),
     "norm": NORMS,
     "positions": POSITIONS,
