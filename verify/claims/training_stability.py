@@ -42,7 +42,7 @@ def rates(scale: Scale) -> tuple[float, ...]:
 
 def high_rates(scale: Scale) -> tuple[float, ...]:
     """The upper end of `rates` and two steps more, where variants with normed queries and keys fail too."""
-    return tuple(max(scale.rates) * 1.5**power for power in range(-3 if len(scale.rates) > 2 else 0, 3))
+    return tuple(max(scale.rates) / 1.5**power for power in reversed(range(-2, 4 if len(scale.rates) > 2 else 1)))
 
 
 def survey(scale: Scale) -> tuple[Cell, ...]:
@@ -56,8 +56,9 @@ def failing_and_converging(scale: Scale) -> tuple[Cell, ...]:
 
 
 def at_high_rates(scale: Scale) -> tuple[Cell, ...]:
-    """The variants with normed queries and keys."""
-    return _grid(scale, (*NORMED, "qk_fc_norm"), high_rates(scale), range(scale.seeds, 2 * scale.seeds))
+    """The variants with normed queries and keys, and at the low rate, whose loss is what they can reach."""
+    ladder = (rates(scale)[0], *high_rates(scale))
+    return _grid(scale, (*NORMED, "qk_fc_norm"), ladder, range(scale.seeds, 2 * scale.seeds))
 
 
 def at_a_low_rate(scale: Scale) -> tuple[Cell, ...]:
