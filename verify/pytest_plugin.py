@@ -10,8 +10,9 @@ Nothing here imports JAX before a scheme is asked for, since pytest loads it at 
 """
 
 import sys
+from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pytest
 
 _SUITE = Path(__file__).parent / "properties" / "suite.py"
 _MARK = "initialization_scheme"
-_SEARCHES = pytest.StashKey[ExitStack]()
+_ITEMS = pytest.StashKey[Iterable[pytest.Item]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -69,26 +70,47 @@ def pytest_configure(config: pytest.Config) -> None:
         config.args.append(str(_SUITE))
 
 
+@dataclass(eq=False)
+class _Searches:
+    """What one test function's cases search for in this process: results to come, by property."""
+
+    config: pytest.Config
+    found: dict[str, Any] = field(default_factory=dict)
+    under_way: ExitStack = field(default_factory=ExitStack)
+
+    def result(self, case: "SchemeProperty") -> Any:
+        """Of that property, once it is there; all others that this process is to test are searched for beside it."""
+        if case.name not in self.found:
+            from verify.properties.check import searches
+
+            others = [] if hasattr(self.config, "workerinput") else map(_case, self.config.stash[_ITEMS])
+            names = {case.name} | {other.name for other in others if other is not None and other.searches is self}
+            begun = searches(case.scheme, names, case.limits, case.seed, **case.fields)
+            self.found |= self.under_way.enter_context(begun)
+        try:
+            return self.found[case.name].result()
+        finally:
+            if all(each.done() for each in self.found.values()):
+                self.under_way.close()
+
+
 @dataclass(frozen=True)
 class SchemeProperty:
-    """One property of one scheme: call it, and the test passes, fails with the counterexample, or is skipped.
-
-    found: results to come by property, of all that are searched for in this process; those of one scheme share it.
-    """
+    """One property of one scheme: call it, and the test passes, fails with the counterexample, or is skipped."""
 
     name: str
     scheme: Any
     limits: Any
     seed: int
     fields: dict[str, Any]
-    found: dict[str, Any]
+    searches: _Searches
 
     def __call__(self) -> None:
         __tracebackhide__ = True
         from verify.properties import SchemeError
 
         try:
-            result = self.found[self.name].result()
+            result = self.searches.result(self)
         except SchemeError as error:
             pytest.fail(str(error), pytrace=False)
         if result.violation is not None:
@@ -97,28 +119,23 @@ class SchemeProperty:
             pytest.skip(result.reason)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Remember what is left to be tested."""
+    session.config.stash[_ITEMS] = session.items
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Leave in its report, which may come from another process, what a test is of; search for what it waits for.
-
-    With it for all the other properties of that scheme that are to be tested in this process, side by side.
-    """
-    if (case := _case(item)) is None:
-        return
-    item.user_properties.append((_MARK, (case.scheme.name, case.name)))
-    if case.name in case.found:
-        return
-    from verify.properties.check import searches
-
-    cases = [case] if hasattr(item.config, "workerinput") else map(_case, item.session.items)
-    names = [other.name for other in cases if other is not None and other.found is case.found]
-    under_way = searches(case.scheme, names, case.limits, case.seed, **case.fields)
-    case.found.update(item.config.stash.setdefault(_SEARCHES, ExitStack()).enter_context(under_way))
+    """Leave in its report, which may come from another process, what a test is of."""
+    if (case := _case(item)) is not None:
+        item.user_properties.append((_MARK, (case.scheme.name, case.name)))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Give up the searches that nothing waits for any more."""
-    session.config.stash.get(_SEARCHES, ExitStack()).close()
+    for case in map(_case, session.config.stash.get(_ITEMS, [])):
+        if case is not None:
+            case.searches.under_way.close()
 
 
 def _case(item: pytest.Item) -> SchemeProperty | None:
@@ -165,10 +182,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             fields: dict[str, Any] = {"declared": None, "distribution": None, "limits": limits} | asked
             scheme = as_scheme(fields.pop("scheme"), fields.pop("declared"), fields.pop("distribution"))
             held_to = fields.pop("limits")
-            found: dict[str, Any] = {}
+            searches = _Searches(metafunc.config)
             cases += [
                 pytest.param(
-                    SchemeProperty(name, scheme, held_to, option("--init-seed"), fields, found),
+                    SchemeProperty(name, scheme, held_to, option("--init-seed"), fields, searches),
                     id=f"{scheme.name}-{name}",
                 )
                 for name in names

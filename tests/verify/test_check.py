@@ -1,10 +1,15 @@
 """A scheme checked from the shell and from a user's own pytest."""
 
+import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import CancelledError
+from dataclasses import replace
 
 from verify.__main__ import main
-from verify.properties import PROPERTIES
+from verify.properties import PROPERTIES, Limits, as_scheme
+from verify.properties.check import searches
 
 
 def test_the_command_prints_and_writes_what_it_found(tmp_path, capsys):
@@ -30,9 +35,29 @@ def test_the_command_prints_and_writes_what_it_found(tmp_path, capsys):
     assert capsys.readouterr().err.startswith("error: scheme jax.nn.initializers:constant raised TypeError: ")
 
 
+def test_searches_that_nobody_waits_for_are_given_up(monkeypatch):
+    """The one under way ends before its next architecture, and the one behind it does not begin."""
+    tested, begun, go_on = [], threading.Event(), threading.Event()
+
+    def waits(scheme, arch, seed, alpha, limits):
+        tested.append(arch)
+        begun.set()
+        assert go_on.wait(60)
+
+    group = tuple(replace(PROPERTIES[name], test=waits) for name in ("declared_std", "zero_mean"))
+    monkeypatch.setattr(sys.modules["verify.properties.check"], "_GROUPS", (group,))  # the name is the function's too
+    with searches(as_scheme("he"), ["declared_std", "zero_mean"], Limits()) as found:
+        assert begun.wait(60)
+        threading.Timer(0.2, go_on.set).start()
+    assert len(tested) == 1 and found["zero_mean"].cancelled()
+    assert isinstance(found["declared_std"].exception(), CancelledError)
+
+
 _TESTS = """
 import jax
+import numpy
 import pytest
+from threadpoolctl import threadpool_info
 
 def broken(key, shape, dtype):
     if shape == (4, 4):
@@ -47,6 +72,9 @@ def test_broken(scheme_property):
                                    num_layers=1, d_ff=16, vocab_size=5, seq_len=3)
 def test_mine(scheme_property):
     scheme_property()
+
+def test_threads_of_linear_algebra_are_as_before():
+    assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {2}
 """
 
 
@@ -56,13 +84,15 @@ def test_pytest_runs_a_marked_scheme_and_one_from_its_command_line(tmp_path):
 
     def run(*arguments):
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        threads = os.environ | {"OPENBLAS_NUM_THREADS": "2"}
+        return subprocess.run(command, cwd=tmp_path, env=threads, capture_output=True, text=True, check=False)
 
-    marked = run("-k", "broken-zero_mean or init-declared_std or init-layouts or init-zero_mean")
-    deselected = 2 * len(PROPERTIES) - 4
+    kinds = "init-declared_std or init-layouts or init-zero_mean or init-finite"
+    marked = run("-k", f"broken-zero_mean or {kinds} or threads")
+    deselected = 2 * len(PROPERTIES) - 5
     assert marked.returncode == 1
-    assert f"2 failed, 1 passed, 1 skipped, {deselected} deselected" in marked.stdout, marked.stdout
-    assert "scheme init: 1 of 3 not applicable\n" in marked.stdout
+    assert f"2 failed, 3 passed, 1 skipped, {deselected} deselected" in marked.stdout, marked.stdout
+    assert "scheme init: 1 of 4 not applicable\n" in marked.stdout
     assert "scheme broken raised RuntimeError: my own bug; at Architecture(" in marked.stdout
     assert "Traceback" not in marked.stdout and "hypothesis" not in marked.stdout
     assert "he_normal" in marked.stdout or "init: declared_std fails" in marked.stdout, marked.stdout

@@ -231,17 +231,23 @@ class Property:
 
         given_up: asked before each; raises CancelledError once it is so.
         """
+
+        def go_on() -> None:
+            if given_up():
+                raise CancelledError
+
         for name in held:
             if name in scheme.fields:
                 raise ValueError(f"{name}: decided by the scheme {scheme.name}; hold other fields")
         if reason := self.applies(scheme, limits):
             return Result(self.name, "not applicable", reason=reason)
+        go_on()
         proof = self.prove(scheme, held, limits) if scheme.symbolic else None
         if isinstance(proof, Architecture):
             return self.at(scheme, proof, first_seed, limits)
         anchored = 0
         if anchors := self.anchors(scheme, held):
-            first = self._anchored(scheme, anchors, first_seed, limits)
+            first = self._anchored(scheme, anchors, first_seed, limits, go_on)
             if first.violation is not None:
                 return first
             anchored = 1
@@ -265,8 +271,7 @@ class Property:
             if not passed_over:
                 passed_over = True
                 return
-            if given_up():
-                raise _Broken(CancelledError())
+            go_on()
             arch = scheme.arch(drawn)
             if (arch, key) not in known:
                 if failed and time.monotonic() > deadline:
@@ -300,14 +305,18 @@ class Property:
             return Result(self.name, "not applicable", reason=reasons[0])
         return Result(self.name, "tested" if proof is None else "proven", tested, proof or "")
 
-    def _anchored(self, scheme: Scheme, anchors: list[Architecture], seed: int, limits: Limits) -> Result:
+    def _anchored(
+        self, scheme: Scheme, anchors: list[Architecture], seed: int, limits: Limits, go_on: Callable[[], None]
+    ) -> Result:
         """At the largest; where that fails, at the smallest that fails too and is reached in time."""
         *smaller, largest = anchors
+        go_on()
         found = self.at(scheme, largest, seed, limits)
         deadline = time.monotonic() + limits.seconds
         for tried, arch in enumerate(smaller, 2):
             if found.violation is None or time.monotonic() > deadline:
                 break
+            go_on()
             again = self.at(scheme, arch, seed, limits)
             if again.violation is not None:
                 return replace(again, examples=tried)
