@@ -19,8 +19,10 @@ from verify.claims.small_scale_proxies import (
     drift_runs,
     epsilon_runs,
     forced_runs,
+    gradient_rms,
     ladder,
     mup_runs,
+    qk_norm_runs,
     sensitivity,
     shape_runs,
     warmup_runs,
@@ -132,8 +134,7 @@ def _sensitivities(evidence: Evidence, scale: Scale) -> xr.Dataset:
     for family, cells in (("warm-up and decay", warmup_runs(scale)), ("shape", shape_runs(scale))):
         found = _with_sensitivity(summaries(evidence, cells, _LOSSES), ("variant",))
         parts.append(_groups(found, family, found["group_variant"].to_numpy()))
-    standard = [cell for cell in ladder(scale) if cell.labels["attention"] == "qk_norm"]
-    for name, sizes in (("standard", standard), ("muP", mup_runs(scale))):
+    for name, sizes in (("standard", qk_norm_runs(scale)), ("muP", mup_runs(scale))):
         found = _with_sensitivity(summaries(evidence, sizes, _LOSSES), ("size",))
         parts.append(_groups(found, "parametrisation", [f"{name}, {size}" for size in found["group_size"].to_numpy()]))
     return xr.Dataset.from_dataframe(pd.concat(parts, ignore_index=True).rename_axis("group"))
@@ -160,13 +161,9 @@ def _draw_sensitivities(data: xr.Dataset) -> Figure:
 
 
 def _epsilon(evidence: Evidence, scale: Scale) -> xr.Dataset:
-    cells = [cell for cell in ladder(scale) if cell.labels["attention"] == "qk_norm"]
-    levels = []
-    for cell in cells:
-        data = evidence.dataset(cell)
-        squares = (data["matrix_gradient_norm"] ** 2 / data["matrix_entries"]).isel(step=slice(-20, None))
-        levels.append(float(np.sqrt(squares.mean())))
-    found = summaries(evidence, cells, ("final_loss",)).assign(gradient_rms=("run", np.array(levels)))
+    cells = qk_norm_runs(scale)
+    levels = np.array([gradient_rms(evidence.dataset(cell)) for cell in cells])
+    found = summaries(evidence, cells, ("final_loss",)).assign(gradient_rms=("run", levels))
     losses = summaries(evidence, epsilon_runs(scale), ("final_loss",)).rename(
         run="epsilon_run", final_loss="epsilon_loss", seed="epsilon_seed"
     )
@@ -205,12 +202,12 @@ def _draw_forced(data: xr.Dataset) -> Figure:
 FIGURES = (
     PaperFigure(
         "ssp_rates", "figure 1 [P]: loss against rate and LR sensitivity by size, without and with QK norm",
-        "The same at three sizes; points are seeds, lines their means. Dotted: the entropy of a token, which a model "
-        "without context reaches; what fails ends below it, not above its start as in the paper. S with its interval.",
+        "The same at three sizes; points are seeds, lines their means. Dotted: the entropy of a token, the loss of a "
+        "model without context. S with its interval.",
         _rates, _draw_rates, ("SSP-1", "SSP-2"), (ladder,),
     ),
     PaperFigure(
-        "ssp_logits", "figures 2 and 9 [P]: attention logits by rate and size, and which runs diverge",
+        "ssp_logits", "figures 2 and 9 [P]: attention logits by rate and size, and the loss against them",
         "Largest attention logit of a run against the rate, without QK norm, and the final loss against it; dotted at "
         "1e4, above which all of the paper's runs diverge, and at the entropy of a token.",
         _logits, _draw_logits, ("SSP-3", "SSP-4"), (ladder,),

@@ -64,7 +64,8 @@ def _outputs(evidence: Evidence, scale: Scale) -> xr.Dataset:
     cells = failing_and_converging(scale)
     kinds = list(cells[0].run.arch.matrices)
     found = series(evidence, cells, ("output_norm",), every=max(scale.steps // 100, 1))
-    return found.mean("layer").assign_coords(matrix=kinds)
+    good = converged(evidence.table(cells), "variant").to_numpy()
+    return found.mean("layer").assign(converged=("run", good)).assign_coords(matrix=kinds)
 
 
 def _draw_outputs(data: xr.Dataset) -> Figure:
@@ -72,9 +73,11 @@ def _draw_outputs(data: xr.Dataset) -> Figure:
     with style.page(style.PAGE, 3.2) as figure:
         panels = figure.subplots(2, 3, sharex=True)
         for axes, (kind, name) in zip(panels.flat, OUTPUTS.items(), strict=True):
-            for rate, colour, outcome in ((low, _CONVERGES, "converges"), (high, _FAILS, "does not")):
+            for rate, colour in ((low, _CONVERGES), (high, _FAILS)):
                 runs = of(data, learning_rate=rate).sel(matrix=kind)
-                style.band(axes, runs, "output_norm", colour, smoothed=5, label=f"rate {rate:.2g}, {outcome}")
+                good = runs["converged"].to_numpy()
+                said = f"rate {rate:.2g}: {good.sum():.0f} of {len(good)} converge"
+                style.band(axes, runs, "output_norm", colour, smoothed=5, label=said)
             axes.set_title(name, fontsize=8)
             style.log_y(axes)
         figure.supxlabel("step", fontsize=9)
@@ -87,14 +90,14 @@ FIGURES = (
     PaperFigure(
         "mis_rates", "the table of highest converging rates [S]: ten variants, rates 6e-3 to 80e-3",
         "Final loss of ten variants against the rate; points are seeds, lines their means, grey the baseline's. A run "
-        "converges that ends nearer to its variant's best loss than to the entropy of a token (dotted), which a model "
-        "without context reaches: no run ends above it for long. Seeds below those of MIS-2 are a survey.",
+        "converges that ends nearer to its variant's best loss than to the entropy of a token (dotted), the loss of a "
+        "model without context. The seeds of the judged runs and of a survey.",
         _rates, _draw_rates, ("MIS-2", "MIS-3"), (survey, at_high_rates),
     ),
     PaperFigure(
         "mis_outputs", "the figure of linear-output norms over training [S], a diverging against a converging run",
-        "Root mean square of what each linear layer of the baseline returns, mean over blocks, at a rate where it "
-        "fails and at one where it does not; median over seeds, and 80 % of them.",
+        "Root mean square of what each linear layer of the baseline returns, mean over blocks, at two rates; median "
+        "over seeds, and 80 % of them.",
         _outputs, _draw_outputs, ("MIS-1",), (failing_and_converging,),
     ),
 )  # fmt: skip

@@ -107,10 +107,10 @@ def test_logit_growth(by_norms, first, outcome):
 def test_diverging_logits():
     def row(learning_rate, attention, **_):
         above = learning_rate == 1e-1 and attention == "standard"
-        return {"largest_attention_logit": 2e4, "outcome": "non_finite_loss"} if above else {}
+        return {"largest_attention_logit": 2e4, "final_loss": 3.2} if above else {}
 
     assert judged("SSP-4", row) == "supported"
-    assert judged("SSP-4", lambda **labels: row(**labels) | {"outcome": "finished"}) == "refuted"
+    assert judged("SSP-4", lambda **labels: row(**labels) | {"final_loss": 2.0}) == "refuted"
     assert judged("SSP-4") == "inconclusive"
 
 
@@ -186,7 +186,7 @@ def ceiling(**of):
 
     def row(variant, learning_rate, **_):
         good = learning_rate <= ladder[of.get(variant, -2)]
-        return {"final_loss": 2.0 if good else 4.9}
+        return {"final_loss": (2.0 if learning_rate < ladder[0] else 2.5) if good else 2.8}
 
     return row
 
@@ -197,6 +197,11 @@ def test_ceilings():
     assert judged("MIS-2", ceiling(**higher | {"qkv_norm": -3})) == "refuted"
     assert judged("MIS-3", ceiling(**higher | {"qk_fc_norm": -1})) == "refuted"
     assert judged("MIS-2", ceiling(qk_norm=-1)) == judged("MIS-3", ceiling(qk_norm=-1)) == "inconclusive"
+
+    def at_no_high_rate(learning_rate, **_):
+        return {"final_loss": 2.0 if learning_rate < min(training_stability.high_rates(AT)) else 3.2}
+
+    assert judged("MIS-2", at_no_high_rate) == judged("MIS-3", at_no_high_rate) == "inconclusive"
 
 
 def test_losses_of_the_variants():

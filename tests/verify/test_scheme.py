@@ -98,7 +98,7 @@ def test_a_layout_of_another_shape_is_refused():
         (lambda key, shape: None, {}, "needs key, shape; expected"),
         ({"default": 1}, {}, "default must be an initializer"),
         (lambda arch: INITIALIZATIONS["he"], {}, "gives a symbolic scheme"),
-        (as_scheme(jax.nn.initializers.he_normal()), {"declared": "he"}, "declared: init is made already; give"),
+        (as_scheme(jax.nn.initializers.he_normal()), {"declared": "he"}, "declared: init is made already; give it"),
         (jax.nn.initializers.zeros, {"distribution": "cauchy"}, "distribution: unknown value 'cauchy'"),
     ],
 )  # fmt: skip

@@ -20,7 +20,7 @@ from verify.training.run import Run, changed
 from verify.training.sources import BYTES
 
 CORPUS = "stdlib"
-"""what all claims train on"""
+"""what the runs are trained on of which is judged whether they converge"""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,8 @@ def converged(table: pd.DataFrame, by: str | list[str]) -> pd.Series:
     """Whether each run ends nearer to the best loss of its group than to `contextless_loss`.
 
     With clipping no run of ours ends above its start, at any rate: what fails sinks to the loss of a model that knows
-    no context. by: columns that tell the groups, all at several rates. The runs' corpus is CORPUS.
+    no context. by: columns that tell the groups, each of which has a rate at which it surely converges. The runs'
+    corpus is CORPUS.
     """
     best = table.groupby(by, sort=False)["final_loss"].transform("min")
     return (table["outcome"] == "finished") & (table["final_loss"] < (best + contextless_loss()) / 2)

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 from scipy import stats
 
 from theory import Architecture
 from verify.claims.claim import Claim, Outcome, Verdict
-from verify.claims.evidence import Cell, Evidence, by_rate_and_seed, cells, converged, last_tenth
+from verify.claims.evidence import CORPUS, Cell, Evidence, by_rate_and_seed, cells, converged, last_tenth
 from verify.claims.scale import Scale
 from verify.statistics.intervals import bootstrap_interval, difference_of_means, proportion_interval
 from verify.statistics.sensitivity import Sensitivity, highest_stable_rate, lr_sensitivity
@@ -39,7 +40,7 @@ def base(scale: Scale, size: tuple[int, int]) -> Run:
     optimizer = Optimizer(
         warmup_steps=max(scale.steps // 20, 1), final_rate=1e-5, weight_decay=1e-4, decay="independent"
     )
-    return Run(arch, optimizer, batch_size=scale.batch_size, steps=scale.steps, z_loss=1e-4)
+    return Run(arch, optimizer, batch_size=scale.batch_size, steps=scale.steps, z_loss=1e-4, corpus=CORPUS)
 
 
 def _grid(scale: Scale, run: Run, axes: dict[str, Sequence[Any]] | None = None, **labels: Any) -> tuple[Cell, ...]:
@@ -54,6 +55,11 @@ def ladder(scale: Scale) -> tuple[Cell, ...]:
         for size in scale.sizes
         for cell in _grid(scale, base(scale, size), {ATTENTION: ("standard", "qk_norm")}, size=_name(size))
     )
+
+
+def qk_norm_runs(scale: Scale) -> tuple[Cell, ...]:
+    """Those with QK norm."""
+    return tuple(cell for cell in ladder(scale) if cell.labels["attention"] == "qk_norm")
 
 
 def _name(size: tuple[int, int]) -> str:
@@ -182,7 +188,8 @@ def judge_diverging_logit(evidence: Evidence, scale: Scale) -> Verdict:
     if high < 0.9:
         outcome = "refuted"
     return Verdict(
-        "SSP-4", outcome, f"share of the runs with a logit above 1e4 that diverge ({_extrapolation(table, scale)})",
+        "SSP-4", outcome,
+        f"share of the runs with a logit above 1e4 that fail to converge ({_extrapolation(table, scale)})",
         failed / len(above), low, high, f"{len(above)} runs above 1e4", scale.name,
     )  # fmt: skip
 
@@ -324,17 +331,22 @@ def epsilon_runs(scale: Scale) -> tuple[Cell, ...]:
     return cells(run, {"optimizer.epsilon": (1e-6, 1e-8, 1e-15), SEED: range(2 * scale.seeds)})
 
 
+def gradient_rms(data: xr.Dataset) -> float:
+    """Root mean square of all matrices' gradients over a run's last 20 steps, in nats per token; nan if it diverged."""
+    squares = (data["matrix_gradient_norm"] ** 2 / data["matrix_entries"]).isel(step=slice(-20, None))
+    return float(np.sqrt(squares.mean())) if data.attrs["outcome"] == "finished" else np.nan
+
+
 def judge_epsilon(evidence: Evidence, scale: Scale) -> Verdict:
     """SSP-9."""
     size, rate, level = [], [], []
-    for cell in ladder(scale):
-        data = evidence.dataset(cell)
-        if cell.labels["attention"] == "qk_norm" and data.attrs["outcome"] == "finished":
-            squares = (data["matrix_gradient_norm"] ** 2 / data["matrix_entries"]).isel(step=slice(-20, None))
+    for cell in qk_norm_runs(scale):
+        rms = gradient_rms(evidence.dataset(cell))
+        if np.isfinite(rms):
             layers, width = cell.run.arch.num_layers, cell.run.arch.d_model
             size.append(np.log(layers * width**2))
             rate.append(np.log(cell.labels["learning_rate"]))
-            level.append(0.5 * float(np.log(squares.mean())))
+            level.append(np.log(rms))
     table = evidence.table(epsilon_runs(scale))
     final = {eps: rows["final_loss"].to_numpy() for eps, rows in table.groupby("epsilon")}
     helps = difference_of_means(final[1e-6], final[1e-15])
@@ -408,7 +420,7 @@ CLAIMS = (
         "rates train.", _LADDER,
         "Supported if at the largest size S is lower with QK norm, with its whole interval, the highest rate at which "
         "most seeds converge is lower there than at the smallest size without it, and higher with it than without. A "
-        "run converges that ends nearer to the best loss there than to the entropy of a token. "
+        "run converges that ends nearer to the best loss of its size and attention than to the entropy of a token. "
         "Refuted if S is higher with QK norm with its whole interval, or the rate rises without a lower S.",
         judge_qk_norm, ladder,
     ),

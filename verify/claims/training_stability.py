@@ -123,12 +123,9 @@ def judge_ceilings(evidence: Evidence, scale: Scale) -> Verdict:
     """MIS-2."""
     found = ceilings(evidence.table(at_high_rates(scale)))
     ratio = min(found["qkv_norm"], found["qk_norm_cap"]) / found["qk_norm"] if found["qk_norm"] else np.nan
-    top = max(high_rates(scale))
     outcome: Outcome = "inconclusive"
-    if found["qk_norm"] < top and ratio >= 1.4:
-        outcome = "supported"
-    elif found["qk_norm"] < top and ratio < 1.1:
-        outcome = "refuted"
+    if _within(found["qk_norm"], scale):
+        outcome = "supported" if ratio >= 1.4 else "refuted" if ratio < 1.1 else "inconclusive"
     each = ", ".join(f"{name} {rate:.2g}" for name, rate in found.items())
     return Verdict(
         "MIS-2", outcome, f"highest converging rate of QKV norm and capped QK norm over QK norm's ({each})",
@@ -136,12 +133,18 @@ def judge_ceilings(evidence: Evidence, scale: Scale) -> Verdict:
     )  # fmt: skip
 
 
+def _within(ceiling: float, scale: Scale) -> bool:
+    """Whether it lies on the ladder of high rates and not at its top, so that another's can be told from it."""
+    lowest, *_, top = high_rates(scale)
+    return lowest <= ceiling < top
+
+
 def judge_output_norm_ceiling(evidence: Evidence, scale: Scale) -> Verdict:
     """MIS-3."""
     found = ceilings(evidence.table(at_high_rates(scale)))
     ratio = found["qk_fc_norm"] / found["qk_norm"] if found["qk_norm"] else np.nan
     outcome: Outcome = "inconclusive"
-    if found["qk_norm"] < max(high_rates(scale)):
+    if _within(found["qk_norm"], scale):
         outcome = "supported" if 0.9 < ratio < 1.1 else "refuted" if ratio >= 1.4 else "inconclusive"
     return Verdict(
         "MIS-3", outcome, "highest converging rate with norms after Proj and FC2 over that of QK norm alone",
@@ -193,12 +196,13 @@ CLAIMS = (
     _claim(
         2, "QKV norm and capped QK norm stand 1.5 times the rate of QK norm.", _CEILINGS,
         "Supported if both converge at a rate at least one step above QK norm's highest; refuted if one does not; "
-        "inconclusive where QK norm converges at every rate.", at_high_rates, judge_ceilings,
+        "inconclusive where QK norm converges at every rate or at the lowest alone.", at_high_rates, judge_ceilings,
     ),
     _claim(
         3, "Normalising Proj and FC2 adds nothing to QK norm's ceiling.", _CEILINGS,
         "Supported if the highest converging rate is the same, refuted if it is at least one step higher; inconclusive "
-        "where QK norm converges at every rate.", at_high_rates, judge_output_norm_ceiling,
+        "if it is lower, and where QK norm converges at every rate or at the lowest alone.", at_high_rates,
+        judge_output_norm_ceiling,
     ),
     _claim(
         4, "The three normalising methods lower the loss against the baseline; soft-capping alone does not.",

@@ -129,7 +129,8 @@ def as_scheme(
     """
     if isinstance(given, Scheme):
         if declared is not None or distribution is not None:
-            raise ValueError(f"declared: {given.name} is made already; give declared and distribution to as_scheme")
+            what = "distribution" if declared is None else "declared"
+            raise ValueError(f"{what}: {given.name} is made already; give it to as_scheme")
         return given
     reference = _reference(given, "scheme")
     if distribution is not None and distribution not in DISTRIBUTIONS:
