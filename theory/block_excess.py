@@ -8,11 +8,12 @@ sees, which in attention is the last token's, an even mean of T independent valu
 
 import math
 import operator
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
 import sympy as sp
+from numpy.polynomial.legendre import leggauss
 from numpy.typing import ArrayLike
 
 from theory import attention, feed_forward
@@ -32,7 +33,6 @@ from theory.architecture import Architecture
 from theory.attention_scheme import attention_scheme
 from theory.block import block
 from theory.derivation import Step, equation, topic
-from theory.dual_activation import hermite_quadrature
 from theory.feed_forward import SNM
 from theory.function_of import function_of
 
@@ -176,13 +176,22 @@ def _hidden_size(arch: Architecture, up: ArrayLike, gate: ArrayLike) -> np.ndarr
     """Root mean square of F(u), or of F(g) u, u and g Gaussian of these standard deviations; with a norm on it, of what
     that divides by, without its epsilon."""
     scheme = activation(arch.activation)
-    nodes, weights, _ = hermite_quadrature()
+    nodes, weights = _half_lines()
     values = scheme.numeric[0](np.multiply.outer(gate if scheme.gated else up, nodes))
     square = values**2 @ weights
     if scheme.gated:
         return np.sqrt(square) * up
     centred = arch.normed("inner", "feed_forward") and arch.norm != "rms_norm"
     return np.sqrt(np.maximum(square - (values @ weights) ** 2, 0.0) if centred else square)
+
+
+@cache
+def _half_lines() -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights of a standard Gaussian, Gauss and Legendre's on either side of 0, where activations bend."""
+    nodes, weights = leggauss(200)
+    half = 6 * (nodes + 1)
+    weights = 6 * weights * np.exp(-(half**2) / 2) / math.sqrt(2 * math.pi)
+    return np.concatenate([-half, half]), np.concatenate([weights, weights])
 
 
 @lru_cache(maxsize=1024)

@@ -44,7 +44,7 @@ def drawn(draw: st.DrawFn) -> Architecture:
 def test_the_bound_is_that_of_a_walk_through_the_blocks_in_every_arrangement(arch: Architecture, seed: int) -> None:
     std = np.exp(np.random.default_rng(seed).normal(size=arch.num_sublayers + 1))
     found, (sublayer, heads) = bound(arch, shortcut_std=std), _walked(arch, std)
-    np.testing.assert_allclose(found.sublayer, sublayer, rtol=1e-5)  # Gauss-Hermite in 200 nodes against SciPy's
+    np.testing.assert_allclose(found.sublayer, sublayer, rtol=1e-9)
     np.testing.assert_allclose(found.heads, heads, rtol=1e-10)
 
 

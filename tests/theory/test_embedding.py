@@ -72,7 +72,7 @@ def test_unknown_methods(scheme):
         (0, "must be a positive number, got 0"),
         (-1.5, "must be a positive number, got -1.5"),
         (math.nan, "must be a positive number, got nan"),
-        (math.inf, "must be a positive number, got oo"),
+        (math.inf, "must be a positive number, got inf"),
         (sp.I, "must be a positive number, got I"),
         ("sqrt(d)", r"must be a number or a SymPy expression, got 'sqrt\(d\)'"),
         (True, "must be a number or a SymPy expression, got True"),
