@@ -11,9 +11,10 @@ import xarray as xr
 
 from theory import predict
 from verify.__main__ import main
-from verify.claims import CLAIMS, command, embedding_scale, small_scale_proxies, training_stability
+from verify.claims import CLAIMS, Verdict, command, embedding_scale, small_scale_proxies, training_stability
 from verify.claims.evidence import cells, contextless_loss, converged, summary
 from verify.claims.scale import SCALES, Scale
+from verify.claims.verdicts import read, write
 from verify.statistics.corrections import holm
 from verify.statistics.intervals import permutation_p
 from verify.training.optimizer import Optimizer
@@ -221,6 +222,12 @@ def test_a_run_converges_that_is_nearer_to_the_best_than_to_a_model_without_cont
     assert contextless_loss() == pytest.approx(3.3, abs=0.05)
     assert converged(table, "variant").tolist() == [True, True, False, False, True, True, True, False]
     assert not converged(table.assign(outcome="non_finite_loss"), "variant").any()
+
+
+def test_a_verdict_in_single_precision_is_written(tmp_path):
+    made = Verdict("MIS-1", "supported", "growth", np.float32(2.5), np.float32(np.nan), 3, "3 seeds", "small")
+    write({"MIS-1": made}, tmp_path)
+    assert read(tmp_path / "verdicts.json", "small")["MIS-1"].value == 2.5
 
 
 def test_three_corrected_tests_can_reach_their_level():
