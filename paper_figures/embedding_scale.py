@@ -67,15 +67,14 @@ def _draw_multipliers(data: xr.Dataset) -> Figure:
         panels = figure.subplots(3, 1, sharex=True)
         for axes, variable in zip(panels, ("final_loss", "gradient_spikes"), strict=False):
             axes.plot(data["std"], data[variable], "o", ms=3, color=COLOUR["scaled"], alpha=0.6, mew=0)
-            means = data[variable].groupby(data["std"]).mean()
-            axes.plot(means["std"], means, color=COLOUR["scaled"])
+            style.means(axes, data, "std", variable, color=COLOUR["scaled"])
         panels[2].plot(data["predicted_std"], data["amplification"], color=style.PRINT["text.color"], marker=".")
         for axes, label in zip(
             panels,
             ("final loss\n(nats per token)", "gradient spikes\na run", "predicted\namplification"), strict=True,
         ):  # fmt: skip
             axes.set(xscale="log", ylabel=label)
-            axes.axvline(1, color="#888888", lw=0.8, ls=":")
+            axes.axvline(1, **style.GUIDE)
         style.log_y(panels[2])
         panels[2].set_xlabel("std of the embedding's output")
     return figure
@@ -116,7 +115,7 @@ def _draw_around(data: xr.Dataset) -> Figure:
         ):  # fmt: skip
             if data.sizes["run"]:
                 style.spread(axes, data[variable], "offset", COLOUR["vanilla"])
-            axes.axvline(0, color="#888888", lw=0.8, ls=":")
+            axes.axvline(0, **style.GUIDE)
             axes.set(xlabel="step after the loss spike", ylabel=label)
         figure.suptitle(f"{data.sizes['run']} loss spikes of 4 standard deviations", fontsize=9)
     return figure

@@ -30,7 +30,6 @@ from verify.claims.small_scale_proxies import (
 from verify.report.style import legend
 
 FINAL, RATE = "final loss (nats per token)", "learning rate"
-_GREY = "#888888"
 _ATTENTION = {"standard": ("#D55E00", "o", "standard"), "qk_norm": ("#0072B2", "s", "QK norm")}
 _LOSSES = ("final_loss", "initial_loss")
 
@@ -55,15 +54,15 @@ def _curves(axes: Axes, data: xr.Dataset, by: str, x: str = "learning_rate", y: 
     """Points of seeds and lines of their means, against a logarithmic axis."""
     for name, colour in zip(values(data, by), ORDERED, strict=False):
         runs = of(data, **{by: name})
-        means = runs[y].groupby(runs[x]).mean()
         axes.plot(runs[x], runs[y], "o", ms=2.5, color=colour, alpha=0.5, mew=0)
-        axes.plot(means[x], means, color=colour, label=str(name))
+        style.means(axes, runs, x, y, color=colour, label=str(name))
     axes.set_xscale("log")
 
 
-def _scores(axes: Axes, data: xr.Dataset, places: np.ndarray, chosen: np.ndarray, colour: str, **marks: Any) -> None:
+def _scores(data: xr.Dataset, chosen: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    """S of those groups, and how far its interval reaches below and above."""
     value, low, high = (data[f"S_{name}"].to_numpy()[chosen] for name in ("value", "low", "high"))
-    axes.errorbar(places, value, [value - low, high - value], color=colour, ms=4, capsize=2, **marks)
+    return value, [value - low, high - value]
 
 
 def _draw_rates(data: xr.Dataset) -> Figure:
@@ -72,13 +71,13 @@ def _draw_rates(data: xr.Dataset) -> Figure:
         panels[1].sharey(panels[0])
         for axes, (attention, (_, _, title)) in zip(panels, _ATTENTION.items(), strict=True):
             _curves(axes, of(data, attention=attention), "size")
-            axes.axhline(float(data["contextless"]), color=_GREY, lw=0.8, ls=":")
+            axes.axhline(float(data["contextless"]), **style.GUIDE)
             axes.set(xlabel=RATE, ylabel=FINAL if axes is panels[0] else "")
             axes.set_title(title, fontsize=8)
         sizes = values(data, "size")
         for attention, (colour, marker, title) in _ATTENTION.items():
-            chosen = data["group_attention"].to_numpy() == attention
-            _scores(last, data, np.arange(len(sizes)), chosen, colour, marker=marker, label=title)
+            found, reach = _scores(data, data["group_attention"].to_numpy() == attention)
+            last.errorbar(range(len(sizes)), found, reach, color=colour, marker=marker, ms=4, capsize=2, label=title)
         last.set_xticks(range(len(sizes)), sizes)
         last.set(xlabel="layers x width", ylabel="LR sensitivity S (nats)", ylim=(0, None))
         last.set_xlim(-0.4, len(sizes) - 0.6)
@@ -97,7 +96,7 @@ def _draw_logits(data: xr.Dataset) -> Figure:
         left, right = figure.subplots(1, 2)
         plain = of(data, attention="standard")
         _curves(left, plain, "size", y="largest_attention_logit")
-        left.axhline(DIVERGING_LOGIT, color=_GREY, lw=0.8, ls=":")
+        left.axhline(DIVERGING_LOGIT, **style.GUIDE)
         left.set(xlabel=RATE, ylabel="largest attention logit\nof a run (1)", yscale="log")
         for attention, (colour, marker, title) in _ATTENTION.items():
             runs = of(data, attention=attention)
@@ -105,8 +104,8 @@ def _draw_logits(data: xr.Dataset) -> Figure:
                 runs["largest_attention_logit"], runs["final_loss"], marker, ms=3, color=colour, mew=0, alpha=0.7,
                 label=title, ls="none",
             )  # fmt: skip
-        right.axvline(DIVERGING_LOGIT, color=_GREY, lw=0.8, ls=":")
-        right.axhline(float(data["contextless"]), color=_GREY, lw=0.8, ls=":")
+        right.axvline(DIVERGING_LOGIT, **style.GUIDE)
+        right.axhline(float(data["contextless"]), **style.GUIDE)
         right.set(xscale="log", xlabel="largest attention logit of a run (1)", ylabel=FINAL)
         for axes in (left, right):
             axes.legend(loc="best")
@@ -122,7 +121,7 @@ def _draw_drift(data: xr.Dataset) -> Figure:
         axes = figure.subplots()
         for name, colour in zip(values(data, "variant"), ("#D55E00", "#0072B2", "#009E73"), strict=True):
             style.band(axes, of(data, variant=name), "logit_mean", colour, smoothed=3, label=name)
-        axes.axhline(0, color=_GREY, lw=0.8, ls=":")
+        axes.axhline(0, **style.GUIDE)
         axes.set(xlabel="step", ylabel="mean output logit (1)")
         legend(figure, axes)
     return figure
@@ -151,9 +150,9 @@ def _draw_sensitivities(data: xr.Dataset) -> Figure:
         panels = figure.subplots(1, len(families))
         for axes, family in zip(panels, families, strict=True):
             chosen = np.flatnonzero(data["family"].to_numpy() == family)
-            value, low, high = (data[f"S_{name}"].to_numpy()[chosen] for name in ("value", "low", "high"))
+            found, reach = _scores(data, chosen)
             rows = np.arange(len(chosen))
-            axes.errorbar(value, rows, xerr=[value - low, high - value], fmt="o", ms=4, capsize=2, color="#0072B2")
+            axes.errorbar(found, rows, xerr=reach, fmt="o", ms=4, capsize=2, color="#0072B2")
             axes.set_yticks(rows, data["name"].to_numpy()[chosen].tolist())
             axes.set(ylim=(len(chosen) - 0.5, -0.5), xlim=(0, None), xlabel="LR sensitivity S (nats)")
             axes.set_title(family, fontsize=8)
@@ -192,9 +191,8 @@ def _forced(evidence: Evidence, scale: Scale) -> xr.Dataset:
 def _draw_forced(data: xr.Dataset) -> Figure:
     with style.page(style.COLUMN, 2.2) as figure:
         axes = figure.subplots()
-        means = data["final_loss"].groupby(data["forced_logit"]).mean()
         axes.plot(data["forced_logit"], data["final_loss"], "o", ms=3, color="#0072B2", alpha=0.6, mew=0)
-        axes.plot(means["forced_logit"], means, color="#0072B2")
+        style.means(axes, data, "forced_logit", "final_loss", color="#0072B2")
         axes.set(xscale="log", xlabel="logit that is forced (1)", ylabel=FINAL)
     return figure
 

@@ -26,6 +26,10 @@ COLOUR = COLOURS | {"initial_std": "#E69F00"}
 DASH, MARKER = DASHES | {"initial_std": (0, (3, 1, 1, 1))}, MARKERS | {"initial_std": "v"}
 
 
+GUIDE: dict[str, Any] = {"color": "#888888", "lw": 0.8, "ls": ":"}
+"""a line at a value that means something"""
+
+
 @contextmanager
 def page(width: float, height: float) -> Iterator[Figure]:
     """An empty figure in this style, in inches."""
@@ -57,6 +61,12 @@ def spread(axes: Axes, found: xr.DataArray, along: str, colour: str, **line: Any
 def _running_mean(runs: xr.DataArray, steps: int) -> xr.DataArray:
     smooth = pd.DataFrame(runs.to_numpy()).rolling(steps, min_periods=1, center=True).mean()
     return runs.copy(data=smooth.to_numpy())
+
+
+def means(axes: Axes, data: xr.Dataset, along: str, variable: str, **line: Any) -> None:
+    """The mean over runs at every value of what they are drawn along."""
+    found = data[variable].groupby(data[along]).mean()
+    axes.plot(found[along], found, **line)
 
 
 def strip(axes: Axes, place: float, found: np.ndarray, colour: str) -> None:

@@ -1,7 +1,6 @@
 """The table and figure of "Methods of improving LLM training stability": who stands which rate, and what grows."""
 
 import xarray as xr
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from paper_figures import style
@@ -21,6 +20,7 @@ OUTPUTS = {
     "attention.query": "Q", "attention.key": "K", "attention.value": "V", "attention.output": "Proj",
     "feed_forward.up": "FC1", "feed_forward.down": "FC2",
 }  # fmt: skip
+_AGAINST_RATE = ("learning_rate", "final_loss")
 _FAILS, _CONVERGES, _BASELINE = "#D55E00", "#0072B2", "#888888"
 
 
@@ -37,7 +37,7 @@ def _draw_rates(data: xr.Dataset) -> Figure:
         panels = figure.subplots(2, 5, sharex=True, sharey=True)
         for axes, name in zip(panels.flat, NAMES, strict=True):
             if name != "baseline":
-                _curve(axes, of(data, variant="baseline"), _BASELINE, lw=1.0)
+                style.means(axes, of(data, variant="baseline"), *_AGAINST_RATE, color=_BASELINE, lw=1.0)
             runs = of(data, variant=name)
             for good, colour in ((True, _CONVERGES), (False, _FAILS)):
                 chosen = of(runs, converged=good)
@@ -45,19 +45,14 @@ def _draw_rates(data: xr.Dataset) -> Figure:
                     chosen["learning_rate"], chosen["final_loss"], "o" if good else "x", ms=3, color=colour,
                     alpha=0.8, mew=0 if good else 0.9, label="converges" if good else "does not",
                 )  # fmt: skip
-            _curve(axes, runs, style.PRINT["text.color"], lw=1.2)
-            axes.axhline(float(data["contextless"]), color=_BASELINE, lw=0.8, ls=":")
+            style.means(axes, runs, *_AGAINST_RATE, color=style.PRINT["text.color"], lw=1.2)
+            axes.axhline(float(data["contextless"]), **style.GUIDE)
             axes.set_title(NAMES[name], fontsize=8)
             axes.set_xscale("log")
         figure.supxlabel("learning rate", fontsize=9)
         figure.supylabel("final loss (nats per token)", fontsize=9)
         legend(figure, panels.flat[0])
     return figure
-
-
-def _curve(axes: Axes, runs: xr.Dataset, colour: str, lw: float) -> None:
-    means = runs["final_loss"].groupby(runs["learning_rate"]).mean()
-    axes.plot(means["learning_rate"], means, color=colour, lw=lw)
 
 
 def _outputs(evidence: Evidence, scale: Scale) -> xr.Dataset:

@@ -152,14 +152,10 @@ def sizes(arch: Architecture, layer: int | slice, std: ArrayLike, even: bool = F
         s.input_factor: arch.factor("input")[layer],
     }  # fmt: skip
     for kind in arch.matrices:
-        found[_NORMS[kind]], found[GAUSSIAN[_NORMS[kind]][0]] = (
-            _typical_norm(arch, kind)[layer],
-            arch.effective_std(kind)[layer],
-        )
+        norm = _NORMS[kind]
+        found[norm], found[GAUSSIAN[norm][0]] = _typical_norm(arch, kind)[layer], arch.effective_std(kind)[layer]
     query, key = (0.0 if even else evaluate(_entry(arch, name), found) for name in ("query", "key"))
-    found[s.norm_P], found[s.column_sum] = attention_matrix_bounds(
-        arch.seq_len, scheme.temperature_at(arch.d_head) * query * key
-    )
+    found[s.norm_P], found[s.column_sum] = attention_matrix_bounds(arch.seq_len, found[s.temperature] * query * key)
     width = np.sqrt(arch.d_model) * evaluate(_input(arch, "feed_forward"), found)
     up, gate = found[s.sigma_1] * width, found[s.sigma_g] * width if unit.gated else 1.0
     return found | {s.activation_gain: _hidden_size(arch, up, gate) / (up * gate)}

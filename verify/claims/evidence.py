@@ -13,6 +13,7 @@ import xarray as xr
 from scipy.stats import entropy
 
 from verify.statistics import spikes
+from verify.statistics.sensitivity import highest_stable_rate
 from verify.sweeps import store
 from verify.sweeps.command import here, print_time, train
 from verify.training.corpus import load_corpus
@@ -90,6 +91,15 @@ def converged(table: pd.DataFrame, by: str | list[str]) -> pd.Series:
     """
     best = table.groupby(by, sort=False)["final_loss"].transform("min")
     return (table["outcome"] == "finished") & (table["final_loss"] < (best + contextless_loss()) / 2)
+
+
+def converging_rates(table: pd.DataFrame, by: str | list[str]) -> dict[Any, float]:
+    """The highest rate at which most seeds of each group converge, 0 where there is none. by: as for `converged`."""
+    found = {}
+    for key, rows in table.assign(good=converged(table, by)).groupby(by, sort=False):
+        grid = by_rate_and_seed(rows, "good")
+        found[key] = highest_stable_rate(grid.index.to_numpy(), grid.to_numpy()).value
+    return found
 
 
 @cache

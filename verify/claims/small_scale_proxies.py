@@ -15,10 +15,19 @@ from scipy import stats
 
 from theory import Architecture
 from verify.claims.claim import Claim, Outcome, Verdict
-from verify.claims.evidence import CORPUS, Cell, Evidence, by_rate_and_seed, cells, converged, last_tenth
+from verify.claims.evidence import (
+    CORPUS,
+    Cell,
+    Evidence,
+    by_rate_and_seed,
+    cells,
+    converged,
+    converging_rates,
+    last_tenth,
+)
 from verify.claims.scale import Scale
 from verify.statistics.intervals import bootstrap_interval, difference_of_means, proportion_interval
-from verify.statistics.sensitivity import Sensitivity, highest_stable_rate, lr_sensitivity
+from verify.statistics.sensitivity import Sensitivity, lr_sensitivity
 from verify.training.optimizer import Optimizer
 from verify.training.run import Run, changed
 
@@ -72,12 +81,6 @@ def sensitivity(table: pd.DataFrame) -> Sensitivity:
     return lr_sensitivity(final.index.to_numpy(), final.to_numpy(), initial.to_numpy())
 
 
-def stable_rate(table: pd.DataFrame) -> float:
-    """The highest rate at which most of the seeds converge."""
-    good = by_rate_and_seed(table, "good")
-    return highest_stable_rate(good.index.to_numpy(), good.to_numpy()).value
-
-
 def _sensitivities(table: pd.DataFrame, by: str | list[str]) -> dict[Any, Sensitivity]:
     return {key: sensitivity(rows) for key, rows in table.groupby(by, sort=False)}
 
@@ -99,11 +102,10 @@ def _sign(difference: tuple[float, float, float]) -> int:
 def judge_qk_norm(evidence: Evidence, scale: Scale) -> Verdict:
     """SSP-1."""
     table = evidence.table(ladder(scale))
-    table["good"] = converged(table, ["size", "attention"])
     found = _sensitivities(table, ["size", "attention"])
     largest, smallest = _name(scale.sizes[-1]), _name(scale.sizes[0])
     gap = _difference(found[largest, "standard"], found[largest, "qk_norm"])
-    stable = {key: stable_rate(rows) for key, rows in table.groupby(["size", "attention"], sort=False)}
+    stable = converging_rates(table, ["size", "attention"])
     falls = stable[largest, "standard"] < stable[smallest, "standard"]
     more = stable[largest, "qk_norm"] > stable[largest, "standard"]
     outcome: Outcome = "inconclusive"

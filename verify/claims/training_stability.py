@@ -10,15 +10,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from theory import Architecture
 from verify.claims.claim import Claim, Outcome, Verdict
-from verify.claims.evidence import CORPUS, Cell, Evidence, by_rate_and_seed, cells, converged
+from verify.claims.evidence import CORPUS, Cell, Evidence, by_rate_and_seed, cells, converged, converging_rates
 from verify.claims.scale import Scale
 from verify.statistics.corrections import holm
 from verify.statistics.intervals import difference_of_means, permutation_p
-from verify.statistics.sensitivity import highest_stable_rate
 from verify.training.optimizer import Optimizer
 from verify.training.run import Run, changed
 
@@ -82,15 +80,6 @@ def _grid(scale: Scale, variants: Iterable[str], rates: Sequence[float], seeds: 
     )
 
 
-def ceilings(table: pd.DataFrame) -> dict[str, float]:
-    """The highest rate at which most seeds of a variant converge."""
-    found = {}
-    for name, rows in table.assign(good=converged(table, "variant")).groupby("variant", sort=False):
-        grid = by_rate_and_seed(rows, "good")
-        found[str(name)] = highest_stable_rate(grid.index.to_numpy(), grid.to_numpy()).value
-    return found
-
-
 def judge_output_norms(evidence: Evidence, scale: Scale) -> Verdict:
     """MIS-1."""
     chosen = failing_and_converging(scale)
@@ -121,7 +110,7 @@ def judge_output_norms(evidence: Evidence, scale: Scale) -> Verdict:
 
 def judge_ceilings(evidence: Evidence, scale: Scale) -> Verdict:
     """MIS-2."""
-    found = ceilings(evidence.table(at_high_rates(scale)))
+    found = converging_rates(evidence.table(at_high_rates(scale)), "variant")
     ratio = min(found["qkv_norm"], found["qk_norm_cap"]) / found["qk_norm"] if found["qk_norm"] else np.nan
     outcome: Outcome = "inconclusive"
     if _within(found["qk_norm"], scale):
@@ -141,7 +130,7 @@ def _within(ceiling: float, scale: Scale) -> bool:
 
 def judge_output_norm_ceiling(evidence: Evidence, scale: Scale) -> Verdict:
     """MIS-3."""
-    found = ceilings(evidence.table(at_high_rates(scale)))
+    found = converging_rates(evidence.table(at_high_rates(scale)), "variant")
     ratio = found["qk_fc_norm"] / found["qk_norm"] if found["qk_norm"] else np.nan
     outcome: Outcome = "inconclusive"
     if _within(found["qk_norm"], scale):

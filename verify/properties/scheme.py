@@ -124,8 +124,8 @@ def as_scheme(
 
     declared: the rule that a callable or a model is held to. An initializer is drawn from once. Raises ValueError for
     what is none of the forms, for an unknown name, and for a rule beside a symbolic scheme, which is its own, or beside
-    a Scheme, which has it;
-    SchemeError, which is one too, for what the scheme itself raises, and for what it draws where that does not fit.
+    a Scheme, which has it; SchemeError, which is one too, for what the scheme itself raises, and for what it draws
+    where that does not fit.
     """
     if isinstance(given, Scheme):
         if declared is not None or distribution is not None:
