@@ -7,7 +7,7 @@ concrete sizes; or it is given (a definition or an assumption), or cited (a theo
 import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import sympy as sp
@@ -81,7 +81,14 @@ class Derivation:
     remarks: tuple[str, ...] = ()
 
     def check(self) -> Check:
-        """Re-prove every step. A step that uses a statement no earlier step makes does not hold."""
+        """Re-prove every step, once: a derivation does not change.
+
+        A step that uses a statement no earlier step makes does not hold.
+        """
+        return self._proven
+
+    @cached_property
+    def _proven(self) -> Check:
         outcomes: list[Outcome] = []
         for i, step in enumerate(self.steps):
             earlier = [s.statement for s in self.steps[:i]]
