@@ -23,9 +23,10 @@ from verify.claims.embedding_scale import (
     stand_in,
 )
 from verify.claims.evidence import Evidence
-from verify.claims.regimes import regime_runs
+from verify.claims.regimes import MORE_LOSS_SPIKES, loss_spike_runs, regime_runs
 from verify.claims.scale import Scale
 from verify.report.style import legend
+from verify.statistics.corrections import holm
 from verify.statistics.intervals import permutation_p
 from verify.statistics.spikes import event_bounds, spike_steps
 from verify.training.run import changed
@@ -234,12 +235,48 @@ def _draw_regimes(data: xr.Dataset) -> Figure:
     return figure
 
 
+def _loss_spikes(evidence: Evidence, scale: Scale) -> xr.Dataset:
+    return summaries(evidence, loss_spike_runs(scale), (*COUNTS, "final_loss"))
+
+
+def _draw_loss_spikes(data: xr.Dataset) -> Figure:
+    def runs(setting: str, method: str) -> np.ndarray:
+        return of(data, setting=setting, embedding=method)["loss_spikes"].to_numpy()
+
+    names = values(data, "setting")
+    p = holm(np.array([permutation_p(runs(*more), runs(*fewer)) for more, fewer in MORE_LOSS_SPIKES]))
+    with style.page(style.PAGE, 2.8) as figure:
+        axes = figure.subplots()
+        shown = [(2.5 * group + at, name, method) for group, name in enumerate(names)
+                 for at, method in enumerate(("vanilla", "scaled"))]  # fmt: skip
+        for place, name, method in shown:
+            style.strip(axes, place, runs(name, method), COLOUR[method])
+        axes.set_xticks([place for place, _, _ in shown], [TITLES[method] for _, _, method in shown])
+        for group, name in enumerate(names):
+            axes.annotate(name, (2.5 * group + 0.5, 1), xycoords=("data", "axes fraction"), xytext=(0, 3),
+                          textcoords="offset points", ha="center")  # fmt: skip
+        axes.set(ylabel="spikes of the\nloss a run", ylim=(-0.4, max(float(data["loss_spikes"].max()), 1) + 0.5))
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        said = [
+            f"{TITLES[more[1]]}, {more[0]}, more than {TITLES[fewer[1]]}, {fewer[0]}: p {value:.2g}"
+            for (more, fewer), value in zip(MORE_LOSS_SPIKES, p, strict=True)
+        ]
+        figure.supxlabel("\n".join(said), fontsize=8)
+    return figure
+
+
 FIGURES = (
     PaperFigure(
         "regimes", "not in the paper: where does the difference end?",
         "The stand-in as it is and with one thing changed at a time: spikes of the gradient norm and final loss, a "
         "point a run, means as bars. p: that Vanilla has no more spikes than Scaled Embed, by permutation.",
         _regimes, _draw_regimes, ("SNM-15",), (regime_runs,),
+    ),
+    PaperFigure(
+        "loss_spikes", "not in the paper: a regime where the fix spikes, and why",
+        "Spikes of the loss a run where the map of regimes saw any, on fresh seeds, a point a run, means as bars; and "
+        "with an epsilon below which Adam's steps shrink with the gradient. p: one-sided, by permutation, Holm's.",
+        _loss_spikes, _draw_loss_spikes, ("SNM-15",), (loss_spike_runs,),
     ),
     PaperFigure(
         "spike_counts", "not in the paper, which has one seed",

@@ -8,6 +8,7 @@ from verify.claims.scale import Scale
 from verify.training.run import changed
 
 AS_IT_IS = "as it is"
+BY_HEART, AT_ONCE, NO_VANISHING = "full batch", "1 step of warm-up", "full batch, epsilon 1e-4"
 METHODS = (VANILLA, "scaled")
 
 
@@ -21,7 +22,7 @@ def settings(scale: Scale) -> dict[str, dict[str, Any]]:
         "rate / 2": {RATE: rate / 2},
         "rate x 2": {RATE: rate * 2},
         "cosine schedule": {"optimizer.schedule": "cosine"},
-        "1 step of warm-up": {"optimizer.warmup_steps": 1},
+        AT_ONCE: {"optimizer.warmup_steps": 1},
         "no clipping": {"optimizer.clip": 0.0},
         "beta2 0.99": {"optimizer.beta2": 0.99},
         "beta2 0.999": {"optimizer.beta2": 0.999},
@@ -29,7 +30,7 @@ def settings(scale: Scale) -> dict[str, dict[str, Any]]:
         "decay x 3": {"optimizer.weight_decay": 3 * run.optimizer.weight_decay},
         "batch / 4": {"batch_size": batch // 4},
         "batch x 4, half the steps": {"batch_size": batch * 4, "steps": steps // 2},
-        "full batch": {"windows": batch, "steps": steps // 2},
+        BY_HEART: {"windows": batch, "steps": steps // 2},
         "depth / 4": {"arch.num_layers": max(arch.num_layers // 4, 1)},
         "depth x 2": {"arch.num_layers": arch.num_layers * 2},
         "width x 2, rate / 2": {
@@ -46,9 +47,33 @@ def settings(scale: Scale) -> dict[str, dict[str, Any]]:
 
 def regime_runs(scale: Scale) -> tuple[Cell, ...]:
     """Vanilla and Scaled Embed in every setting, a quarter of the seeds of the main comparison."""
-    seeds = range(max(scale.spike_seeds // 4, 2))
+    return _cells(scale, settings(scale), range(_mapped(scale)))
+
+
+MORE_LOSS_SPIKES = (
+    ((BY_HEART, "scaled"), (BY_HEART, "vanilla")),
+    ((AT_ONCE, "vanilla"), (AT_ONCE, "scaled")),
+    ((BY_HEART, "scaled"), (NO_VANISHING, "scaled")),
+)
+"""Setting and method that should have more spikes of the loss than the second: as in the map's seeds, and, last, if
+Adam's steps on vanished gradients are why. Fixed before `loss_spike_runs`."""
+
+
+def loss_spike_runs(scale: Scale) -> tuple[Cell, ...]:
+    """The settings of MORE_LOSS_SPIKES on as many seeds as the main comparison has, none of them the map's."""
+    known, seeds = settings(scale), range(_mapped(scale), _mapped(scale) + scale.spike_seeds)
+    chosen = {name: known[name] for name in (BY_HEART, AT_ONCE)}
+    return _cells(scale, chosen | {NO_VANISHING: known[BY_HEART] | {"optimizer.epsilon": 1e-4}}, seeds)
+
+
+def _mapped(scale: Scale) -> int:
+    """Seeds of each setting in the map."""
+    return max(scale.spike_seeds // 4, 2)
+
+
+def _cells(scale: Scale, chosen: dict[str, dict[str, Any]], seeds: range) -> tuple[Cell, ...]:
     return tuple(
         cell
-        for name, fields in settings(scale).items()
+        for name, fields in chosen.items()
         for cell in cells(changed(stand_in(scale), fields), {EMBEDDING: METHODS, SEED: seeds}, setting=name)
     )
