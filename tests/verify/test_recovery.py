@@ -135,6 +135,16 @@ def test_a_second_spike_is_recovered_from_and_a_third_is_ridden_out(tmp_path):
     np.testing.assert_array_equal(dataset["batch"][dataset["kept"]], np.r_[:10, 50:70, 110:180])
 
 
+def test_a_spike_that_comes_back_with_other_batches_is_ridden_out_to_its_end(tmp_path):
+    """Bad batches at steps 60 to 71, and as long at the same steps after going back: one recovery, not three."""
+    lines = []
+    dataset = train_recovering(RUN, dataclasses.replace(RECOVERY, most=5), tmp_path, planted((60, 72), (100, 112)),
+                               lines.append)  # fmt: skip
+    back, ridden_out = lines
+    assert "back to step" in back and "is not passed" in ridden_out
+    assert len(dataset["step"]) == 100 + 20
+
+
 def test_what_is_not_finite_is_a_spike_at_once(tmp_path):
     """A rate that ends every run: it goes back to the start, once, and the next end is the outcome."""
     run = dataclasses.replace(RUN, optimizer=dataclasses.replace(RUN.optimizer, learning_rate=1e30))
@@ -283,14 +293,16 @@ losses = st.lists(st.one_of(st.floats(0, 3), st.sampled_from([np.nan, np.inf])),
 def test_detection_is_the_definition(loss, window, patience, since):
     """Step by step, by the definition's words."""
     recovery = dataclasses.replace(RECOVERY, window=window, patience=min(patience, window // 2))
-    streak, expected = 0, None
-    for step in range(since, len(loss)):
+    streak, expected, begun_before = 0, None, False
+    for step in range(max(since - 1, 0), len(loss)):
         known = loss[max(step - window + 1, 0) : step + 1]
         known = known[np.isfinite(known)]
         lost = not np.isfinite(loss[step])
         high = lost or (step >= window // 2 and loss[step] > np.median(known) + recovery.excess)
-        streak = streak + 1 if high else 0
-        if lost or streak >= recovery.patience:
+        begun_before = high and (begun_before or step < since)
+        streak = streak + 1 if high and not begun_before else 0
+        if step >= since and (lost or streak >= recovery.patience):
+            streak = max(streak, 1)
             expected = step - streak + 1, step
             break
     assert first_spike(loss, np.ones(len(loss)), recovery, since) == expected

@@ -74,15 +74,20 @@ class Spike:
 def first_spike(
     loss: np.ndarray, gradient_norm: np.ndarray, recovery: Recovery, since: int = 0
 ) -> tuple[int, int] | None:
-    """First step and step of detection of the first spike of steps from `since` on; None where there is none.
+    """First step and step of detection of the first spike that begins at step `since` or later; None if there is none.
+
+    A step that is not finite is one even so; of a spike that began before, the rest is none.
 
     loss, gradient_norm: [steps] from the run's first step on, in nats per token. No later step has a say.
     """
     if since >= len(loss):
         return None
-    begun = max(since - recovery.window + 1, 0)
+    begun = max(since - recovery.window, 0)
     warm_up = max(recovery.window // 2 - begun, 0)
-    high = rolling_median_steps(loss[begun:], recovery.window, recovery.excess, warm_up=warm_up)[since - begun :]
+    judged = rolling_median_steps(loss[begun:], recovery.window, recovery.excess, warm_up=warm_up)
+    high = judged[since - begun :]
+    if judged[: since - begun][-1:].any():
+        high = high & np.logical_or.accumulate(~high)
     lost = ~(np.isfinite(loss[since:]) & np.isfinite(gradient_norm[since:]))
     steps = np.arange(len(high))
     streak = steps - np.maximum.accumulate(np.where(high | lost, -1, steps))

@@ -238,7 +238,7 @@ def _watched_again(ignored: Spike, spikes: Sequence[Spike], history: np.ndarray,
     made = _made(spikes)
     if len(made) == recovery.most or not np.all(np.isfinite(history[ignored.detected])):
         return steps
-    return made[-1].detected + 1
+    return max(made[-1].detected, ignored.detected) + 1
 
 
 def _line(spike: Spike, number: int, most: int) -> str:
