@@ -113,17 +113,20 @@ def _draw_logits(data: xr.Dataset) -> Figure:
 
 
 def _drift(evidence: Evidence, scale: Scale) -> xr.Dataset:
-    return series(evidence, drift_runs(scale), ("logit_mean",), every=max(3 * scale.steps // 150, 1))
+    return series(evidence, drift_runs(scale), ("logit_mean", "log_z"), every=max(3 * scale.steps // 150, 1))
 
 
 def _draw_drift(data: xr.Dataset) -> Figure:
-    with style.page(style.COLUMN, 2.2) as figure:
-        axes = figure.subplots()
-        for name, colour in zip(values(data, "variant"), ("#D55E00", "#0072B2", "#009E73"), strict=True):
-            style.band(axes, of(data, variant=name), "logit_mean", colour, smoothed=3, label=name)
-        axes.axhline(0, **style.GUIDE)
-        axes.set(xlabel="step", ylabel="mean output logit (1)")
-        legend(figure, axes)
+    with style.page(style.PAGE, 2.3) as figure:
+        panels = figure.subplots(1, 2)
+        for axes, variable, label in zip(
+            panels, ("logit_mean", "log_z"), ("mean output logit (1)", "log Z of the output (nats)"), strict=True
+        ):
+            for name, colour in zip(values(data, "variant"), ("#D55E00", "#0072B2", "#009E73"), strict=True):
+                style.band(axes, of(data, variant=name), variable, colour, smoothed=3, label=name)
+            axes.axhline(0, **style.GUIDE)
+            axes.set(xlabel="step", ylabel=label)
+        legend(figure, panels[0])
     return figure
 
 
@@ -212,8 +215,8 @@ FIGURES = (
     ),
     PaperFigure(
         "ssp_drift", "figures 3 and 4 [P]: output logits drift without weight decay or z-loss",
-        "Mean output logit at the second highest rate, with neither, with z-loss alone and with decay alone; median "
-        "over seeds, and 80 % of them.",
+        "Mean output logit and log Z at the second highest rate, with neither, with z-loss alone and with decay alone; "
+        "median over seeds, and 80 % of them.",
         _drift, _draw_drift, ("SSP-5",), (drift_runs,),
     ),
     PaperFigure(

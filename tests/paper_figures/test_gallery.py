@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from paper_figures import at_initialization, gallery, spike_no_more
+from paper_figures import at_initialization, gallery, recovery, spike_no_more
 from paper_figures.__main__ import main
 from paper_figures.data import COMMITTED, load, of, path_of, save, series, summaries
 from paper_figures.gallery import FIGURES
@@ -41,6 +41,7 @@ class Made(Evidence):
             "place_gradient_norm": (("step", "place"), np.exp(rng.standard_normal((run.steps, places)))),
             "shortcut_std": (("step", "place"), np.exp(rng.standard_normal((run.steps, places)))),
             "logit_mean": ("step", rng.standard_normal(run.steps)),
+            "log_z": ("step", rng.standard_normal(run.steps)),
         }  # fmt: skip
         kinds, layers = len(run.arch.matrices), run.arch.num_layers
         for name in ("output_norm", "matrix_gradient_norm"):
@@ -261,3 +262,17 @@ def test_summaries_are_those_of_the_evidence(tmp_path):
     data = Made(tmp_path, 10).dataset(cell).assign_attrs(outcome="finished", outcome_step=40, held_out_loss=2.0)
     data = data.assign(dict.fromkeys(("largest_attention_logit", "update_rms", "parameter_rms"), data["loss"]))
     assert {"final_loss", "held_out_loss", "gradient_spikes", "loss_spikes"} <= set(summary(cell.run, data, 10))
+
+
+def test_a_planted_spike_is_thrown_away_and_its_batches_are_bad_from_an_earlier_state_too(tmp_path):
+    """Random tokens in batches 12 to 15 of 40, in a run that knows by then which bytes there are."""
+    data = FIGURES["palm_recovery"].data(Evidence(tmp_path, TINY.window), TINY)
+    chosen = data.isel(line=data["case"].to_numpy() == recovery.PLANTED)
+    planted = {str(path): chosen.isel(line=at).dropna("point") for at, path in enumerate(chosen["path"].to_numpy())}
+    assert planted["with recovery"]["at"].to_numpy().tolist() == list(range(40))
+    without, lasted = (planted[name]["loss"].to_numpy() for name in ("without recovery", "with recovery"))
+    assert np.array_equal(without[:4], lasted[:4]) and without[12:16].min() > lasted[12:16].max()
+    assert set(planted["thrown away"]["at"].to_numpy()) >= {12, 13}
+    for name in ("as they were seen", "from the state gone back to"):
+        loss = planted[name]["loss"].to_numpy()
+        assert loss[planted[name]["at"] >= 0][:2].min() > loss[planted[name]["at"] < 0].max()
