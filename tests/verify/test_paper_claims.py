@@ -71,6 +71,17 @@ def test_qk_norm():
     assert judged("SSP-1") == "inconclusive"
 
 
+@pytest.mark.parametrize(("highest", "outcome"), [(2e-3, "supported"), (5e-3, "inconclusive")])
+def test_a_failing_rate_that_falls_between_two_of_the_ladder(highest, outcome):
+    """By the ladder every size fails at 1e-2, without QK norm; the smallest up to 5e-3 converges."""
+
+    def row(attention, learning_rate, size, **_):
+        fails = attention == "standard" and learning_rate > (highest if size == "3 x 64" else 5e-3)
+        return {"final_loss": 3.2} if fails else {}
+
+    assert judged("SSP-1", row) == outcome
+
+
 def test_size():
     def row(size, learning_rate, losses, **_):
         return {"final_loss": losses[size] if learning_rate > 1e-2 else 2.0}

@@ -71,6 +71,14 @@ def qk_norm_runs(scale: Scale) -> tuple[Cell, ...]:
     return tuple(cell for cell in ladder(scale) if cell.labels["attention"] == "qk_norm")
 
 
+def finer(scale: Scale) -> tuple[Cell, ...]:
+    """Without QK norm, three rates more between the two among which, by the ladder, every size begins to fail."""
+    low, high = sorted(scale.rates)[-3:][:2]
+    rates = [float(f"{rate:.2g}") for rate in np.geomspace(low, high, 5)[1:-1]]
+    axes = {ATTENTION: ("standard",), RATE: rates, SEED: range(scale.seeds)}
+    return tuple(cell for size in scale.sizes for cell in cells(base(scale, size), axes, size=_name(size)))
+
+
 def _name(size: tuple[int, int]) -> str:
     return f"{size[0]} x {size[1]}"
 
@@ -105,7 +113,7 @@ def judge_qk_norm(evidence: Evidence, scale: Scale) -> Verdict:
     found = _sensitivities(table, ["size", "attention"])
     largest, smallest = _name(scale.sizes[-1]), _name(scale.sizes[0])
     gap = _difference(found[largest, "standard"], found[largest, "qk_norm"])
-    stable = converging_rates(table, ["size", "attention"])
+    stable = converging_rates(pd.concat([table, evidence.table(finer(scale))]), ["size", "attention"])
     falls = stable[largest, "standard"] < stable[smallest, "standard"]
     more = stable[largest, "qk_norm"] > stable[largest, "standard"]
     outcome: Outcome = "inconclusive"
@@ -116,7 +124,7 @@ def judge_qk_norm(evidence: Evidence, scale: Scale) -> Verdict:
     rates = ", ".join(f"{size} {attention} {rate:g}" for (size, attention), rate in stable.items())
     return Verdict(
         "SSP-1", outcome, f"S in nats without less S with QK norm at {largest} (highest stable rates: {rates})",
-        *gap, _sizes(table), scale.name,
+        *gap, f"{_sizes(table)}; {len(finer(scale))} runs between", scale.name,
     )  # fmt: skip
 
 
@@ -419,12 +427,13 @@ def _claim(number: int, statement: str, protocol: str, rule: str, judge: Any, *r
 CLAIMS = (
     _claim(
         1, "Without QK norm the diverging rate falls as the model grows; with it LR sensitivity S is lower and larger "
-        "rates train.", _LADDER,
+        "rates train.",
+        f"{_LADDER} Without QK norm three more rates below the second highest, where by the ladder all failed.",
         "Supported if at the largest size S is lower with QK norm, with its whole interval, the highest rate at which "
         "most seeds converge is lower there than at the smallest size without it, and higher with it than without. A "
         "run converges that ends nearer to the best loss of its size and attention than to the entropy of a token. "
         "Refuted if S is higher with QK norm with its whole interval, or the rate rises without a lower S.",
-        judge_qk_norm, ladder,
+        judge_qk_norm, ladder, finer,
     ),
     _claim(
         2, "S rises with size with and without QK norm; below a critical rate the curves coincide.", _LADDER,
