@@ -16,7 +16,8 @@ class PaperFigure:
     """original: what the paper's own shows, with how that is known; ours: what this one shows.
 
     claims: that it bears on. runs: to be trained for it, as claims name them; none where theory and measurements at
-    initialisation are enough. data: small, everything that is drawn. draw: of data alone.
+    initialisation are enough, or `data` trains by itself, as `trains` says. data: small, everything that is drawn.
+    draw: of data alone.
     """
 
     name: str
@@ -26,3 +27,4 @@ class PaperFigure:
     draw: Callable[[xr.Dataset], Figure]
     claims: tuple[str, ...] = ()
     runs: tuple[Runs, ...] = ()
+    trains: str = "no training"

@@ -49,9 +49,7 @@ def listed(scale: Scale, data: Path, runs: Path) -> str:
         left = [run for run in needed if not store.path_of(run, runs).exists()]
         cost_left = f"{len(left)} of {len(needed)} runs, {sum(cost(run).flops for run in left):.2g} FLOP to train"
         state = "data here" if path_of(figure.name, scale.name, data).exists() else "no data"
-        lines.append(
-            f"{figure.name:<16} {state:<10} {cost_left if needed else 'no runs to keep':<44} {figure.original}"
-        )
+        lines.append(f"{figure.name:<16} {state:<10} {cost_left if needed else figure.trains:<44} {figure.original}")
     return "\n".join(lines)
 
 

@@ -13,6 +13,7 @@ from theory import predict
 from verify.__main__ import main
 from verify.claims import CLAIMS, Verdict, command, embedding_scale, small_scale_proxies, training_stability
 from verify.claims.evidence import cells, contextless_loss, converged, summary
+from verify.claims.regimes import MORE_LOSS_SPIKES, loss_spike_runs, regime_runs
 from verify.claims.scale import SCALES, Scale
 from verify.claims.verdicts import read, write
 from verify.statistics.corrections import holm
@@ -386,21 +387,42 @@ def test_every_claim_is_whole_and_runs_are_shared():
                 assert len({cell.run for cell in made}) == len(made), (claim.id, at.name)
 
 
+def recorded(loss):
+    """A finished run with that loss, and ones for the rest."""
+    ones = np.ones(len(loss))
+    return xr.Dataset(
+        {name: ("step", values) for name, values in (
+            ("loss", loss), ("gradient_norm", ones), ("largest_attention_logit", ones),
+            ("update_rms", ones), ("parameter_rms", 4 * ones),
+        )},
+        attrs={"outcome": "finished", "outcome_step": len(loss), "held_out_loss": 2.5},
+    )  # fmt: skip
+
+
 def test_a_summary_counts_a_diverged_run_as_one_that_never_learnt():
     run = Run(SSP_ARCH, Optimizer(warmup_steps=2), steps=20)
     loss = np.r_[5.0, np.linspace(5, 2, 19)]
-    data = xr.Dataset(
-        {name: ("step", values) for name, values in (
-            ("loss", loss), ("gradient_norm", np.ones(20)), ("largest_attention_logit", np.ones(20)),
-            ("update_rms", np.ones(20)), ("parameter_rms", np.full(20, 4.0)),
-        )},
-        attrs={"outcome": "finished", "outcome_step": 20, "held_out_loss": 2.5},
-    )  # fmt: skip
+    data = recorded(loss)
     found = summary(run, data, 10)
     assert found["initial_loss"] == 5 and found["final_loss"] == pytest.approx(loss[-2:].mean())
     assert found["held_out_loss"] == 2.5 and found["largest_update_ratio"] == 0.25
     failed = summary(run, data.assign_attrs(outcome="non_finite_loss"), 10)
     assert failed["final_loss"] == 5 and failed["held_out_loss"] == np.inf
+
+
+def test_no_step_is_a_spike_because_there_are_only_two_before_it():
+    """After one step of warm-up: the first half of the window waits. Two runs of the map of regimes counted one so."""
+    run = Run(SSP_ARCH, Optimizer(warmup_steps=1), steps=200)
+    loss = 5 + 0.01 * np.random.default_rng(0).standard_normal(200)
+    loss[[2, 120]] += 1
+    assert summary(run, recorded(loss), 100)["loss_spikes"] == 1
+
+
+def test_fresh_seeds_are_none_of_the_maps():
+    for at in SCALES.values():
+        assert not {cell.run for cell in regime_runs(at)} & {cell.run for cell in loss_spike_runs(at)}
+        seen = {(cell.labels["setting"], cell.labels["embedding"]) for cell in loss_spike_runs(at)}
+        assert {side for pair in MORE_LOSS_SPIKES for side in pair} <= seen
 
 
 SSP_ARCH = small_scale_proxies.base(AT, (1, 32)).arch

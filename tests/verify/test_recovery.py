@@ -136,13 +136,41 @@ def test_a_second_spike_is_recovered_from_and_a_third_is_ridden_out(tmp_path):
 
 
 def test_a_spike_that_comes_back_with_other_batches_is_ridden_out_to_its_end(tmp_path):
-    """Bad batches at steps 60 to 71, and as long at the same steps after going back: one recovery, not three."""
+    """Bad at steps 60 to 71, and at the same steps after going back: one recovery, not three."""
     lines = []
-    dataset = train_recovering(RUN, dataclasses.replace(RECOVERY, most=5), tmp_path, planted((60, 72), (100, 112)),
-                               lines.append)  # fmt: skip
+    dataset = train_recovering(
+        RUN, dataclasses.replace(RECOVERY, most=5), tmp_path, planted((60, 72), (100, 112)), lines.append
+    )
     back, ridden_out = lines
     assert "back to step" in back and "is not passed" in ridden_out
     assert len(dataset["step"]) == 100 + 20
+
+
+def test_what_is_watched_no_more_stays_so_after_an_interruption(tmp_path):
+    """One recovery is allowed, the spike after it is ridden out, and one at step 85 is not even looked for."""
+    recovery, batches = dataclasses.replace(RECOVERY, most=1), planted((60, 72), (100, 112), (125, 135))
+
+    def killed(number):
+        if number == 115:
+            raise KeyboardInterrupt
+        return batches(number)
+
+    with pytest.raises(KeyboardInterrupt):
+        train_recovering(RUN, recovery, tmp_path / "killed", killed)
+    dataset = train_recovering(RUN, recovery, tmp_path / "killed", batches)
+    assert len(json.loads(dataset.attrs["ignored"])) == 1
+    assert dataset.identical(train_recovering(RUN, recovery, tmp_path / "whole", batches))
+
+
+def test_what_rises_and_then_is_not_finite_is_gone_back_from_once():
+    """The rise was ignored, as it came back; what it ends in belongs to it."""
+    loss = np.full(40, 2.0)
+    loss[20:25], loss[25:] = 5.0, np.nan
+    made = module.Spike(20, 21, "", 10, (10, 49))
+    first, detected = first_spike(loss, np.ones(40), RECOVERY, since=22)
+    assert (first, detected) == (20, 25)
+    ignored = module._decided(first, detected, np.c_[loss, np.ones(40)], [made], [10], RECOVERY)
+    assert ignored.restored is None and module._watched_again(ignored, [made], np.c_[loss, loss], RECOVERY, 40) == 40
 
 
 def test_what_is_not_finite_is_a_spike_at_once(tmp_path):
@@ -289,23 +317,23 @@ def test_a_gradient_that_is_not_finite_is_a_spike():
 losses = st.lists(st.one_of(st.floats(0, 3), st.sampled_from([np.nan, np.inf])), max_size=60).map(np.array)
 
 
-@given(losses, st.integers(2, 12), st.integers(1, 6), st.integers(0, 70))
-def test_detection_is_the_definition(loss, window, patience, since):
-    """Step by step, by the definition's words."""
+@given(losses, st.integers(2, 12), st.integers(1, 6), st.integers(0, 70), st.sets(st.integers(0, 59), max_size=3))
+def test_detection_is_the_definition(loss, window, patience, since, burst):
+    """Step by step, by the definition's words. burst: steps at which the gradient is not finite."""
     recovery = dataclasses.replace(RECOVERY, window=window, patience=min(patience, window // 2))
-    streak, expected, begun_before = 0, None, False
-    for step in range(max(since - 1, 0), len(loss)):
+    norm = np.ones(len(loss))
+    norm[[step for step in burst if step < len(loss)]] = np.inf
+    first, expected = 0, None
+    for step in range(len(loss)):
         known = loss[max(step - window + 1, 0) : step + 1]
         known = known[np.isfinite(known)]
-        lost = not np.isfinite(loss[step])
-        high = lost or (step >= window // 2 and loss[step] > np.median(known) + recovery.excess)
-        begun_before = high and (begun_before or step < since)
-        streak = streak + 1 if high and not begun_before else 0
-        if step >= since and (lost or streak >= recovery.patience):
-            streak = max(streak, 1)
-            expected = step - streak + 1, step
+        lost = not np.isfinite(loss[step] + norm[step])
+        if not lost and not (step >= window // 2 and loss[step] > np.median(known) + recovery.excess):
+            first = step + 1
+        elif step >= since and (lost or (first >= since and step - first + 1 >= recovery.patience)):
+            expected = max(first, since - window), step
             break
-    assert first_spike(loss, np.ones(len(loss)), recovery, since) == expected
+    assert first_spike(loss, norm, recovery, since) == expected
 
 
 @given(losses, st.lists(st.integers(1, 20), min_size=1), st.integers(1, 6))

@@ -120,7 +120,7 @@ def last_tenth(series: np.ndarray) -> np.ndarray:
 
 
 def summary(run: Run, dataset: xr.Dataset, window: int) -> dict[str, float | int | str]:
-    """A run in numbers; losses in nats per token, spikes counted after warm-up.
+    """A run in numbers; losses in nats per token, spikes counted after warm-up and the first half `window`.
 
     outcome, outcome_step: as recorded. initial_loss: of the first step; final_loss: mean of the last tenth, the initial
     one where the run has not finished or ends above it, as SSP counts it; held_out_loss: inf where it has not finished.
@@ -131,7 +131,7 @@ def summary(run: Run, dataset: xr.Dataset, window: int) -> dict[str, float | int
     loss, gradient = (dataset[name].to_numpy().astype(np.float64) for name in ("loss", "gradient_norm"))
     after, finished = run.optimizer.warmup_steps, dataset.attrs["outcome"] == "finished"
     flags = {
-        name: spikes.spike_steps(series, window, warm_up=after)
+        name: spikes.spike_steps(series, window, warm_up=max(after, window // 2))
         for name, series in (("loss", loss), ("gradient", gradient))
     }
     last = float(np.mean(last_tenth(loss)))

@@ -76,7 +76,8 @@ def first_spike(
 ) -> tuple[int, int] | None:
     """First step and step of detection of the first spike that begins at step `since` or later; None if there is none.
 
-    A step that is not finite is one even so; of a spike that began before, the rest is none.
+    Of one that began before, the rest is none, but a step that is not finite always is one, whose first step may then
+    lie before `since`.
 
     loss, gradient_norm: [steps] from the run's first step on, in nats per token. No later step has a say.
     """
@@ -84,15 +85,10 @@ def first_spike(
         return None
     begun = max(since - recovery.window, 0)
     warm_up = max(recovery.window // 2 - begun, 0)
-    judged = rolling_median_steps(loss[begun:], recovery.window, recovery.excess, warm_up=warm_up)
-    high = judged[since - begun :]
-    if judged[: since - begun][-1:].any():
-        high = high & np.logical_or.accumulate(~high)
-    lost = ~(np.isfinite(loss[since:]) & np.isfinite(gradient_norm[since:]))
-    steps = np.arange(len(high))
-    streak = steps - np.maximum.accumulate(np.where(high | lost, -1, steps))
-    found = np.flatnonzero(lost | (streak >= recovery.patience))
-    if not found.size:
-        return None
-    detected = int(found[0])
-    return since + detected - int(streak[detected]) + 1, since + detected
+    lost = ~(np.isfinite(loss[begun:]) & np.isfinite(gradient_norm[begun:]))
+    high = rolling_median_steps(loss[begun:], recovery.window, recovery.excess, warm_up=warm_up) | lost
+    steps = begun + np.arange(len(high))
+    first = np.maximum.accumulate(np.where(high, begun - 1, steps)) + 1
+    long = (first >= since) & (steps - first + 1 >= recovery.patience)
+    found = np.flatnonzero((steps >= since) & (lost | (high & long)))
+    return (int(first[found[0]]), int(steps[found[0]])) if found.size else None

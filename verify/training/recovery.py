@@ -43,8 +43,8 @@ def train_recovering(
 
     Step s sees batch s until a recovery, after n of them batch s + n skip. Dropout goes with the step. A spike is
     ignored when `most` recoveries are used up, and when its first step is not beyond the one at which the spike before
-    was detected: going back did not help, and would not end. What follows is watched again only from there on, or
-    never, where something was not finite.
+    was detected: going back did not help, and would not end. Spikes count again that begin later than that step, or
+    none, where something was not finite.
 
     folder: for the states. Killed, the same call goes on from the newest; where all is done, only the last steps are
     taken again. batches: where they come from, instead of from the corpus in the run's order; it must give the same for
@@ -238,7 +238,7 @@ def _watched_again(ignored: Spike, spikes: Sequence[Spike], history: np.ndarray,
     made = _made(spikes)
     if len(made) == recovery.most or not np.all(np.isfinite(history[ignored.detected])):
         return steps
-    return max(made[-1].detected, ignored.detected) + 1
+    return made[-1].detected + 1
 
 
 def _line(spike: Spike, number: int, most: int) -> str:
