@@ -112,9 +112,8 @@ def _draw_recovered(data: xr.Dataset) -> Figure:
         panels[0, 0].set_ylabel("loss\n(nats per token)")
         panels[1, 0].set_ylabel("loss of these batches\n(nats per token)")
         panels[0, 0].legend()
-        for axes in panels[1]:
-            if axes.get_lines():
-                axes.legend(loc="upper left")
+        for axes in [axes for axes in panels[1] if axes.get_lines()][-1:]:
+            axes.legend(loc="upper left")
     return figure
 
 
