@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -45,9 +46,14 @@ def _draw_counts(data: xr.Dataset) -> Figure:
         for axes, variable, label in zip(panels, COUNTS, ("gradient norm", "loss"), strict=True):
             style.strips(axes, data, variable, "embedding", list(NAMES), COLOUR)
             axes.set_xticks(range(len(NAMES)), [TITLES[name].replace(" ", "\n") for name in NAMES])
-            axes.set(ylabel=f"spikes of the\n{label} a run", ylim=(-0.4, max(float(data[variable].max()), 1) + 0.5))
-            axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+            _counted(axes, data[variable], label)
     return figure
+
+
+def _counted(axes: Axes, counts: xr.DataArray, of_what: str) -> None:
+    """The y axis of numbers of spikes."""
+    axes.set(ylabel=f"spikes of the\n{of_what} a run", ylim=(-0.4, max(float(counts.max()), 1) + 0.5))
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
 
 
 def _multipliers(evidence: Evidence, scale: Scale) -> xr.Dataset:
@@ -255,8 +261,7 @@ def _draw_loss_spikes(data: xr.Dataset) -> Figure:
         for group, name in enumerate(names):
             axes.annotate(name, (2.5 * group + 0.5, 1), xycoords=("data", "axes fraction"), xytext=(0, 3),
                           textcoords="offset points", ha="center")  # fmt: skip
-        axes.set(ylabel="spikes of the\nloss a run", ylim=(-0.4, max(float(data["loss_spikes"].max()), 1) + 0.5))
-        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        _counted(axes, data["loss_spikes"], "loss")
         said = [
             f"{TITLES[more[1]]}, {more[0]}, more than {TITLES[fewer[1]]}, {fewer[0]}: p {value:.2g}"
             for (more, fewer), value in zip(MORE_LOSS_SPIKES, p, strict=True)

@@ -52,28 +52,24 @@ def _cases(scale: Scale) -> dict[str, tuple[Run, Batches | None]]:
     return {PLANTED: (calm, planted(calm)), BY_ITSELF: (changed(run, {"windows": run.batch_size + 1}), None)}
 
 
-_Line = tuple[np.ndarray, np.ndarray]
-
-
 def _recovered(evidence: Evidence, scale: Scale) -> xr.Dataset:
     """Along `line` a path of a case: by step, or of the control by batch, counted from the spike's first step on.
 
     What was trained lies beside the claims' runs, so that an interrupted one goes on.
     """
     recovery = _SHORT if scale.window <= _SHORT.window else Recovery(skip=200)
-    lines = dict[tuple[str, str], _Line]()
+    lines = dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]()
     for case, (run, batches) in _cases(scale).items():
-        folder = evidence.folder.parent / "recovery" / scale.name / digest(run, recovery)
-        most_of = {WITHOUT: dataclasses.replace(recovery, most=0), KEPT: recovery}
-        ridden_out, made = (
-            train_recovering(run, chosen, folder / name.replace(" ", "_"), batches, print)
-            for name, chosen in most_of.items()
-        )
+        states = {
+            chosen: evidence.folder.parent / "recovery" / digest(run, chosen)
+            for chosen in (dataclasses.replace(recovery, most=0), recovery)
+        }
+        ridden_out, made = (train_recovering(run, chosen, folder, batches, print) for chosen, folder in states.items())
         paths = {WITHOUT: ridden_out, KEPT: made.isel(step=made["kept"]), THROWN_AWAY: made.isel(step=~made["kept"])}
         lines |= {(case, path): (data["step"].to_numpy(), data["loss"].to_numpy()) for path, data in paths.items()}
         if log := json.loads(made.attrs["recoveries"]):
             first, reach = log[0]["first"], log[0]["first"] - log[0]["restored"] - 1
-            again = control(run, recovery, folder / KEPT.replace(" ", "_"), made, 0, min(20, reach), batches)
+            again = control(run, recovery, states[recovery], made, 0, min(20, reach), batches)
             beside = np.arange(again.sizes["batch"]) + int(again["step"][0]) - first
             for path, name in ((SEEN, "loss"), (AGAIN, "control_loss")):
                 lines[case, path] = beside, again[name].to_numpy()

@@ -266,7 +266,7 @@ def test_summaries_are_those_of_the_evidence(tmp_path):
 
 def test_a_planted_spike_is_thrown_away_and_its_batches_are_bad_from_an_earlier_state_too(tmp_path):
     """Random tokens in batches 12 to 15 of 40, in a run that knows by then which bytes there are."""
-    data = FIGURES["palm_recovery"].data(Evidence(tmp_path, TINY.window), TINY)
+    data = FIGURES["palm_recovery"].data(Evidence(tmp_path / "runs", TINY.window), TINY)
     chosen = data.isel(line=data["case"].to_numpy() == recovery.PLANTED)
     planted = {str(path): chosen.isel(line=at).dropna("point") for at, path in enumerate(chosen["path"].to_numpy())}
     assert planted["with recovery"]["at"].to_numpy().tolist() == list(range(40))

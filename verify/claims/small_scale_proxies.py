@@ -72,7 +72,7 @@ def qk_norm_runs(scale: Scale) -> tuple[Cell, ...]:
 
 
 def finer(scale: Scale) -> tuple[Cell, ...]:
-    """Without QK norm, three rates more between the two among which, by the ladder, every size begins to fail."""
+    """Without QK norm, three rates more between the third and second highest of the ladder."""
     low, high = sorted(scale.rates)[-3:][:2]
     rates = [float(f"{rate:.2g}") for rate in np.geomspace(low, high, 5)[1:-1]]
     axes = {ATTENTION: ("standard",), RATE: rates, SEED: range(scale.seeds)}
@@ -113,7 +113,8 @@ def judge_qk_norm(evidence: Evidence, scale: Scale) -> Verdict:
     found = _sensitivities(table, ["size", "attention"])
     largest, smallest = _name(scale.sizes[-1]), _name(scale.sizes[0])
     gap = _difference(found[largest, "standard"], found[largest, "qk_norm"])
-    stable = converging_rates(pd.concat([table, evidence.table(finer(scale))]), ["size", "attention"])
+    between = evidence.table(finer(scale))
+    stable = converging_rates(pd.concat([table, between]), ["size", "attention"])
     falls = stable[largest, "standard"] < stable[smallest, "standard"]
     more = stable[largest, "qk_norm"] > stable[largest, "standard"]
     outcome: Outcome = "inconclusive"
@@ -124,7 +125,7 @@ def judge_qk_norm(evidence: Evidence, scale: Scale) -> Verdict:
     rates = ", ".join(f"{size} {attention} {rate:g}" for (size, attention), rate in stable.items())
     return Verdict(
         "SSP-1", outcome, f"S in nats without less S with QK norm at {largest} (highest stable rates: {rates})",
-        *gap, f"{_sizes(table)}; {len(finer(scale))} runs between", scale.name,
+        *gap, f"{_sizes(table)}; {len(between)} runs between", scale.name,
     )  # fmt: skip
 
 

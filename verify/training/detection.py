@@ -90,5 +90,5 @@ def first_spike(
     steps = begun + np.arange(len(high))
     first = np.maximum.accumulate(np.where(high, begun - 1, steps)) + 1
     long = (first >= since) & (steps - first + 1 >= recovery.patience)
-    found = np.flatnonzero((steps >= since) & (lost | (high & long)))
+    found = np.flatnonzero((steps >= since) & (lost | long))
     return (int(first[found[0]]), int(steps[found[0]])) if found.size else None
