@@ -14,16 +14,14 @@ from paper_figures.figure import PaperFigure
 from paper_figures.style import ORDERED
 from verify.claims.evidence import Evidence, contextless_loss
 from verify.claims.scale import Scale
-from verify.claims.small_scale_proxies import (
-    DIVERGING_LOGIT,
+from verify.claims.small_scale_proxies import DIVERGING_LOGIT, gradient_rms, sensitivity
+from verify.claims.small_scale_runs import (
     drift_runs,
     epsilon_runs,
     forced_runs,
-    gradient_rms,
     ladder,
     mup_runs,
     qk_norm_runs,
-    sensitivity,
     shape_runs,
     warmup_runs,
 )

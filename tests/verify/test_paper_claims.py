@@ -11,7 +11,15 @@ import xarray as xr
 
 from theory import predict
 from verify.__main__ import main
-from verify.claims import CLAIMS, Verdict, command, embedding_scale, small_scale_proxies, training_stability
+from verify.claims import (
+    CLAIMS,
+    Verdict,
+    command,
+    embedding_scale,
+    small_scale_proxies,
+    small_scale_runs,
+    training_stability,
+)
 from verify.claims.evidence import cells, contextless_loss, converged, summary
 from verify.claims.regimes import MORE_LOSS_SPIKES, loss_spike_runs, regime_runs
 from verify.claims.scale import SCALES, Scale
@@ -425,7 +433,7 @@ def test_fresh_seeds_are_none_of_the_maps():
         assert {side for pair in MORE_LOSS_SPIKES for side in pair} <= seen
 
 
-SSP_ARCH = small_scale_proxies.base(AT, (1, 32)).arch
+SSP_ARCH = small_scale_runs.base(AT, (1, 32)).arch
 
 
 def test_cells_are_every_combination_with_their_labels():

@@ -1,11 +1,8 @@
 """Claims SSP-1 to SSP-10 of "Small-scale proxies for large-scale Transformer training instabilities".
 
-Wortsman et al., arXiv 2309.14322, read [P]. Its set-up at our sizes: pre-LN, no biases, RoPE, GELU, untied, heads of
-32, AdamW (0.9, 0.95, 1e-8) clipped at 1, a twentieth of the steps warm-up, cosine to 1e-5, independent decay 1e-4,
-z-loss 1e-4; bytes of the standard library.
+Wortsman et al., arXiv 2309.14322, read [P]; the runs are `verify.claims.small_scale_runs`.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,74 +10,28 @@ import pandas as pd
 import xarray as xr
 from scipy import stats
 
-from theory import Architecture
 from verify.claims.claim import Claim, Outcome, Verdict
-from verify.claims.evidence import (
-    CORPUS,
-    Cell,
-    Evidence,
-    by_rate_and_seed,
-    cells,
-    converged,
-    converging_rates,
-    last_tenth,
-)
+from verify.claims.evidence import Evidence, by_rate_and_seed, converged, converging_rates, last_tenth
 from verify.claims.scale import Scale
+from verify.claims.small_scale_runs import (
+    drift_runs,
+    epsilon_runs,
+    finer,
+    forced_runs,
+    ladder,
+    mup_runs,
+    qk_norm_runs,
+    shape_runs,
+    size_name,
+    warmup_runs,
+)
 from verify.statistics.intervals import bootstrap_interval, difference_of_means, proportion_interval
 from verify.statistics.sensitivity import Sensitivity, lr_sensitivity
-from verify.training.optimizer import Optimizer
-from verify.training.run import Run, changed
 
 _SSP = "arXiv 2309.14322"
-D_HEAD = 32
-RATE, SEED, ATTENTION = "optimizer.learning_rate", "seed", "arch.attention"
 DIVERGING_LOGIT = 1e4
 RESOLVED = 0.05
 """nats of S: smaller differences count as none"""
-
-
-def base(scale: Scale, size: tuple[int, int]) -> Run:
-    """The paper's set-up at that (num_layers, d_model)."""
-    layers, width = size
-    arch = Architecture(
-        num_layers=layers, d_model=width, num_heads=max(width // D_HEAD, 1), vocab_size=256, seq_len=scale.seq_len,
-        activation="gelu_tanh", initialization="ssp", embedding="vanilla", attention="qk_norm",
-    )  # fmt: skip
-    optimizer = Optimizer(
-        warmup_steps=max(scale.steps // 20, 1), final_rate=1e-5, weight_decay=1e-4, decay="independent"
-    )
-    return Run(arch, optimizer, batch_size=scale.batch_size, steps=scale.steps, z_loss=1e-4, corpus=CORPUS)
-
-
-def _grid(scale: Scale, run: Run, axes: dict[str, Sequence[Any]] | None = None, **labels: Any) -> tuple[Cell, ...]:
-    """Every rate with every seed, and every value of further axes."""
-    return cells(run, (axes or {}) | {RATE: scale.rates, SEED: range(scale.seeds)}, **labels)
-
-
-def ladder(scale: Scale) -> tuple[Cell, ...]:
-    """Sizes x attention x rates x seeds: what most of these claims are judged on."""
-    return tuple(
-        cell
-        for size in scale.sizes
-        for cell in _grid(scale, base(scale, size), {ATTENTION: ("standard", "qk_norm")}, size=_name(size))
-    )
-
-
-def qk_norm_runs(scale: Scale) -> tuple[Cell, ...]:
-    """Those with QK norm."""
-    return tuple(cell for cell in ladder(scale) if cell.labels["attention"] == "qk_norm")
-
-
-def finer(scale: Scale) -> tuple[Cell, ...]:
-    """Without QK norm, three rates more between the third and second highest of the ladder."""
-    low, high = sorted(scale.rates)[-3:][:2]
-    rates = [float(f"{rate:.2g}") for rate in np.geomspace(low, high, 5)[1:-1]]
-    axes = {ATTENTION: ("standard",), RATE: rates, SEED: range(scale.seeds)}
-    return tuple(cell for size in scale.sizes for cell in cells(base(scale, size), axes, size=_name(size)))
-
-
-def _name(size: tuple[int, int]) -> str:
-    return f"{size[0]} x {size[1]}"
 
 
 def sensitivity(table: pd.DataFrame) -> Sensitivity:
@@ -111,7 +62,7 @@ def judge_qk_norm(evidence: Evidence, scale: Scale) -> Verdict:
     """SSP-1."""
     table = evidence.table(ladder(scale))
     found = _sensitivities(table, ["size", "attention"])
-    largest, smallest = _name(scale.sizes[-1]), _name(scale.sizes[0])
+    largest, smallest = size_name(scale.sizes[-1]), size_name(scale.sizes[0])
     gap = _difference(found[largest, "standard"], found[largest, "qk_norm"])
     between = evidence.table(finer(scale))
     stable = converging_rates(pd.concat([table, between]), ["size", "attention"])
@@ -133,7 +84,7 @@ def judge_size(evidence: Evidence, scale: Scale) -> Verdict:
     """SSP-2."""
     table = evidence.table(ladder(scale))
     found = _sensitivities(table, ["size", "attention"])
-    largest, smallest = _name(scale.sizes[-1]), _name(scale.sizes[0])
+    largest, smallest = size_name(scale.sizes[-1]), size_name(scale.sizes[0])
     rises = {a: _difference(found[largest, a], found[smallest, a]) for a in ("standard", "qk_norm")}
     gaps = []
     for _, rows in table[table["learning_rate"] == min(scale.rates)].groupby("size", sort=False):
@@ -218,17 +169,6 @@ def _extrapolation(table: pd.DataFrame, scale: Scale) -> str:
     return f"at rate {rate:g} the smaller sizes predict {predicted:.3g} for the largest, measured {rows.iloc[-1]:.3g}"
 
 
-def drift_runs(scale: Scale) -> tuple[Cell, ...]:
-    """Neither decay nor z-loss, either of them, at the second highest rate, three times as long."""
-    run = changed(base(scale, scale.middle), {"steps": 3 * scale.steps, RATE: sorted(scale.rates)[-2]})
-    plain, undecayed = {"z_loss": 0.0}, {"optimizer.weight_decay": 0.0}
-    return tuple(
-        cell
-        for name, fields in (("neither", plain | undecayed), ("z-loss", undecayed), ("decay", plain))
-        for cell in cells(changed(run, fields), {SEED: range(2 * scale.seeds)}, variant=name)
-    )
-
-
 def judge_drift(evidence: Evidence, scale: Scale) -> Verdict:
     """SSP-5."""
     ends: dict[str, list[float]] = {}
@@ -252,16 +192,6 @@ def judge_drift(evidence: Evidence, scale: Scale) -> Verdict:
     )  # fmt: skip
 
 
-def warmup_runs(scale: Scale) -> tuple[Cell, ...]:
-    """Warm-up over a hundredth, a twentieth and a fifth of the steps, and coupled decay of 0.1."""
-    run = base(scale, scale.middle)
-    made: list[tuple[str, dict[str, Any]]] = [
-        (f"warm-up 1/{part}", {"optimizer.warmup_steps": max(scale.steps // part, 1)}) for part in (100, 20, 5)
-    ]
-    made.append(("coupled decay", {"optimizer.decay": "coupled", "optimizer.weight_decay": 0.1}))
-    return tuple(cell for name, fields in made for cell in _grid(scale, changed(run, fields), variant=name))
-
-
 def judge_warmup(evidence: Evidence, scale: Scale) -> Verdict:
     """SSP-6."""
     table = evidence.table(warmup_runs(scale))
@@ -278,16 +208,6 @@ def judge_warmup(evidence: Evidence, scale: Scale) -> Verdict:
     )  # fmt: skip
 
 
-def shape_runs(scale: Scale) -> tuple[Cell, ...]:
-    """The smallest size, four times as deep, and twice as wide: about as many weights in the blocks."""
-    layers, width = scale.sizes[0]
-    return tuple(
-        cell
-        for name, size in (("small", (layers, width)), ("deep", (4 * layers, width)), ("wide", (layers, 2 * width)))
-        for cell in _grid(scale, base(scale, size), variant=name)
-    )
-
-
 def judge_shape(evidence: Evidence, scale: Scale) -> Verdict:
     """SSP-7."""
     table = evidence.table(shape_runs(scale))
@@ -300,17 +220,6 @@ def judge_shape(evidence: Evidence, scale: Scale) -> Verdict:
     )  # fmt: skip
 
 
-def mup_runs(scale: Scale) -> tuple[Cell, ...]:
-    """muP (simple), base width the smallest; the standard parametrisation is in `ladder`."""
-    small = scale.sizes[0][1]
-    fields = {"optimizer.parametrization": "mup_simple", "optimizer.base_d_model": small}
-    return tuple(
-        cell
-        for size in scale.sizes
-        for cell in _grid(scale, changed(base(scale, size), fields), size=_name(size), variant="mup_simple")
-    )
-
-
 def judge_mup(evidence: Evidence, scale: Scale) -> Verdict:
     """SSP-8."""
     standard = evidence.table(ladder(scale))
@@ -321,7 +230,7 @@ def judge_mup(evidence: Evidence, scale: Scale) -> Verdict:
         name: np.ptp(np.log10([found.best_rate for found in which.values()]))
         for name, which in (("standard", plain), ("mup", scaled))
     }
-    largest = _name(scale.sizes[-1])
+    largest = size_name(scale.sizes[-1])
     gap = _difference(scaled[largest], plain[largest])
     outcome: Outcome = "inconclusive"
     if spread["mup"] < spread["standard"] and _sign(gap) >= 0:
@@ -334,12 +243,6 @@ def judge_mup(evidence: Evidence, scale: Scale) -> Verdict:
         f"{spread['standard']:.1f} without)",
         *gap, _sizes(mup), scale.name,
     )  # fmt: skip
-
-
-def epsilon_runs(scale: Scale) -> tuple[Cell, ...]:
-    """Adam's epsilon at the largest size and second highest rate."""
-    run = changed(base(scale, scale.sizes[-1]), {RATE: sorted(scale.rates)[-2]})
-    return cells(run, {"optimizer.epsilon": (1e-6, 1e-8, 1e-15), SEED: range(2 * scale.seeds)})
 
 
 def gradient_rms(data: xr.Dataset) -> float:
@@ -376,12 +279,6 @@ def judge_epsilon(evidence: Evidence, scale: Scale) -> Verdict:
         float(slopes[0].slope), float(slopes[0].slope - reach[0]), float(slopes[0].slope + reach[0]),
         f"{len(level)} runs", scale.name,
     )  # fmt: skip
-
-
-def forced_runs(scale: Scale) -> tuple[Cell, ...]:
-    """Every head's largest logit forced to a size, at the middle rate."""
-    run = changed(base(scale, scale.middle), {RATE: sorted(scale.rates)[len(scale.rates) // 2]})
-    return cells(run, {"forced_logit": (1e1, 1e2, 1e3, 1e4, 1e5), SEED: range(scale.seeds)})
 
 
 def judge_forced(evidence: Evidence, scale: Scale) -> Verdict:
@@ -429,7 +326,7 @@ CLAIMS = (
     _claim(
         1, "Without QK norm the diverging rate falls as the model grows; with it LR sensitivity S is lower and larger "
         "rates train.",
-        f"{_LADDER} Without QK norm three more rates below the second highest, where by the ladder all failed.",
+        f"{_LADDER} Without QK norm three more rates, between the third and the second highest.",
         "Supported if at the largest size S is lower with QK norm, with its whole interval, the highest rate at which "
         "most seeds converge is lower there than at the smallest size without it, and higher with it than without. A "
         "run converges that ends nearer to the best loss of its size and attention than to the entropy of a token. "
