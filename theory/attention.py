@@ -10,7 +10,7 @@ import numpy as np
 import sympy as sp
 
 from theory import notation as s
-from theory.derivation import Step, equation, topic
+from theory.derivation import Step, at, equation, topic
 from theory.feed_forward import SNM, gaussian_norm
 from theory.matrix_algebra import Norm
 
@@ -156,7 +156,7 @@ def attention_matrix() -> tuple[Step, ...]:
             "exp(k^2 sigma_S^2 / 2), as the shifted density integrates to 1",
         ),
         Step(
-            equation(moment.subs(k, 2) - moment.subs(k, 1) ** 2, _SPREAD),
+            equation(at(moment, {k: 2}) - at(moment, {k: 1}) ** 2, _SPREAD),
             "so an entry, at most exp(S_ts - row mean)/t by the inequality of the means, has at most the mean "
             "exp(sigma_S^2/2)/t, and that bound this variance over t^2",
         ),

@@ -32,7 +32,7 @@ from theory.addition_bound import (
 from theory.architecture import Architecture
 from theory.attention_scheme import attention_scheme
 from theory.block import block
-from theory.derivation import Step, equation, topic
+from theory.derivation import Step, at, equation, topic
 from theory.feed_forward import SNM
 from theory.function_of import function_of
 
@@ -300,12 +300,12 @@ def block_excess() -> tuple[Step, ...]:
             "residual_addition_bound",
         ),
         Step(
-            equation(excess(pre, "feed_forward").subs(gaussian).subs(plain), feed_forward.EXCESS),
+            equation(at(excess(pre, "feed_forward").subs(gaussian), plain), feed_forward.EXCESS),
             "pre-LN, feed-forward: the paper's",
             SNM + ", equation 15 [secondary]",
         ),
         Step(
-            equation(sum(excess(pre, piece).subs(gaussian).subs(plain) for piece in PIECES[:2]), attention.EXCESS),
+            equation(at(sum(excess(pre, piece).subs(gaussian) for piece in PIECES[:2]), plain), attention.EXCESS),
             "pre-LN, attention, values and scores: the paper's",
             SNM + ", equation 20 [secondary]",
         ),

@@ -10,7 +10,7 @@ import sympy as sp
 
 from theory import attention, feed_forward
 from theory import notation as s
-from theory.derivation import Step, equation, topic
+from theory.derivation import Step, at, equation, topic
 from theory.embedding import EMBEDDINGS, Embedding, embedding
 from theory.feed_forward import SNM
 from theory.initialization import INITIALIZATIONS, Initialization, initialization
@@ -37,10 +37,12 @@ def embedding_std(scheme: str | Initialization, method: str | float | Embedding)
     Positions are left out, and so is the epsilon of an embedding LayerNorm.
     """
     method = embedding(method)
-    if method.layer_norm:
-        return sp.S.One
-    table = rule(scheme, "embedding") if method.table_std is None else method.table_std
-    return sp.simplify(method.multiplier * table)
+    return sp.S.One if method.layer_norm else sp.simplify(sp.Mul(*_factors(scheme, method)))
+
+
+def _factors(scheme: str | Initialization, method: Embedding) -> tuple[sp.Expr, sp.Expr]:
+    """The multiplier and the table's standard deviation."""
+    return method.multiplier, rule(scheme, "embedding") if method.table_std is None else method.table_std
 
 
 def feed_forward_excess(scheme: str | Initialization) -> sp.Expr:
@@ -124,14 +126,19 @@ def embedding_stds() -> tuple[Step, ...]:
     """SNM-1, from the registered rules, Megatron initialisation: what is multiplied is what is sampled."""
     small = sp.sqrt(2 / (5 * s.d))
     expected = {"vanilla": small, "detach": small, "scaled": sp.sqrt(sp.Rational(2, 5)), "layer_norm": 1, "unit": 1}
-    return tuple(
-        Step(
-            equation(embedding_std("megatron", name), sp.sympify(value)),
-            f"{name}: multiplier times the table's standard deviation, or 1 after a LayerNorm",
-            EMBEDDINGS[name].source,
+    multiplier, table = sp.Symbol("m_E", positive=True), sp.Symbol("sigma_E", positive=True)
+    steps = []
+    for name, value in expected.items():
+        method = embedding(name)
+        entering, factors = (
+            multiplier * table,
+            dict(zip((multiplier, table), _factors("megatron", method), strict=True)),
         )
-        for name, value in expected.items()
-    )
+        if method.layer_norm:
+            entering, factors = entering / sp.sqrt(entering**2 + s.epsilon), {s.epsilon: 0}
+        reason = f"{name}: " + ("1 after a norm" if method.layer_norm else "multiplier times the table's")
+        steps.append(Step(equation(at(entering, factors), sp.sympify(value)), reason, method.source))
+    return tuple(steps)
 
 
 @topic("The two requirements: small sub-layers and a large shortcut")
@@ -140,8 +147,9 @@ def two_requirements() -> tuple[Step, ...]:
     sqrt N under the 1/sqrt(2N) of Megatron, and stays finite under the 1/N of Wang's rule."""
     ffn, attn = feed_forward.EXCESS.subs(s.epsilon, 0), attention.EXCESS.subs(s.epsilon, 0)
     megatron, wang = feed_forward_excess("megatron"), feed_forward_excess("wang")
-    vanilla = megatron.subs(s.sigma_y, embedding_std("megatron", "vanilla"))
-    scaled = megatron.subs(s.sigma_y, embedding_std("megatron", "scaled"))
+    up, down = (rule("megatron", f"feed_forward.{kind}").subs(s.d_ff, 4 * s.d) for kind in ("up", "down"))
+    in_the_bound = at(feed_forward.PAPER_EXCESS, {s.sigma_1: up, s.sigma_2: down, s.d_ff: 4 * s.d})
+    vanilla, scaled = (at(megatron, {s.sigma_y: embedding_std("megatron", name)}) for name in ("vanilla", "scaled"))
     depth = sp.Symbol("N", positive=True)
     return (
         Step(_limit(ffn, s.sigma_1, 0, 0), "small sub-layers: the feed-forward bound tends to 1"),
@@ -150,7 +158,7 @@ def two_requirements() -> tuple[Step, ...]:
         Step(_limit(attn, s.sigma_x, sp.oo, 0), "and so does attention's"),
         Step(_limit(ffn, s.sigma_y, 0, sp.oo), "a small shortcut: the bound grows without limit"),
         Step(
-            equation(megatron, sp.Rational(18, 5) / (sp.sqrt(2 * s.N) * s.sigma_y)),
+            equation(in_the_bound, sp.Rational(18, 5) / (sp.sqrt(2 * s.N) * s.sigma_y)),
             "Megatron's rules in the bound: the width cancels",
             SNM + ", section 4 [secondary]",
         ),
@@ -188,12 +196,12 @@ def arithmetic() -> tuple[Step, ...]:
     for model, layers, width in (("350M", 24, 1024), ("1.7B", 24, 2304), ("13B", 40, 5120)):
         for name in ("vanilla", "scaled", "layer_norm"):
             std = embedding_std("megatron", name)
-            value = excess.subs(s.sigma_y, std).subs({s.N: layers, s.d: width})
+            value = at(excess, {s.sigma_y: std.subs(s.d, width), s.N: layers})
             exact = sp.Rational(9) * width * sp.Rational(2, 5) / (width * sp.sqrt(2 * layers) * std.subs(s.d, width))
             steps.append(
                 Step(
                     equation(value, sp.nsimplify(exact)),
-                    f"{model}, {name}: {float(value):.3g}",
+                    f"{model}, {name}: {float(value.doit()):.3g}",
                     SNM + " [secondary]; THEORY, section 1",
                 )
             )

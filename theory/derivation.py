@@ -5,7 +5,7 @@ concrete sizes; or it is given (a definition or an assumption), or cited (a theo
 """
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Literal
@@ -21,6 +21,15 @@ Trial = Callable[[], tuple[bool, str]]
 def equation(lhs: sp.Basic, rhs: sp.Basic | int) -> sp.Eq:
     """lhs = rhs as it is written: SymPy decides no equation on its own, so that none turns into True."""
     return sp.Eq(lhs, rhs, evaluate=False)
+
+
+def at(expression: sp.Expr, values: Mapping[sp.Expr, sp.Expr | int]) -> sp.Expr:
+    """The expression at these values as it is written: they are put in when the statement is proven.
+
+    Symbols that it lacks are left out.
+    """
+    here = {symbol: value for symbol, value in values.items() if expression.has(symbol)}
+    return sp.Subs(expression, tuple(here), tuple(here.values())) if here else expression
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,11 @@ class Step:
     def __post_init__(self) -> None:
         if self.statement in (sp.true, sp.false):
             raise ValueError(f"statement: SymPy evaluated it to {self.statement}; build it with evaluate=False")
+        if isinstance(self.statement, sp.Eq) and self.statement.lhs == self.statement.rhs:
+            raise ValueError(
+                f"statement: both sides are {self.statement.lhs}, which says nothing; keep one as it is written "
+                "(theory.derivation.at, sp.Derivative, evaluate=False)"
+            )
 
 
 @dataclass(frozen=True)

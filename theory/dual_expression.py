@@ -13,7 +13,7 @@ import sympy as sp
 
 from theory import notation as s
 from theory.activation import ACTIVATIONS, Activation, u
-from theory.derivation import Step, equation, topic
+from theory.derivation import Step, at, equation, topic
 from theory.dual_activation import dual_activation, hermite_quadrature
 from theory.gaussian_moments import mean_products
 
@@ -166,13 +166,13 @@ def gaussian_duals() -> tuple[Step, ...]:
                      (left + right) / 2),
             "E[F']",
         ),
-        Step(equation(slope.subs(c, 0), ((left + right) / 2) ** 2), "its square is the slopes' dual at c = 0"),
+        Step(equation(at(slope, {c: 0}), ((left + right) / 2) ** 2), "its square is the slopes' dual at c = 0"),
         Step(
             equation(sp.Integral(left * u * normal, (u, -sp.oo, 0)) + sp.Integral(right * u * normal, (u, 0, sp.oo)),
                      mean),
             "E[F], F_1",
         ),
-        Step(equation(line.subs(c, 0), mean**2), "its square is the dual at c = 0"),
+        Step(equation(at(line, {c: 0}), mean**2), "its square is the dual at c = 0"),
         Step(
             equation(DUAL(q, rho), line_dual(left, right, q, rho)[0]),
             "so this is the dual; the arc-cosine kernel of ReLU for l = 0, r_F = 1",
@@ -205,11 +205,11 @@ def gaussian_duals() -> tuple[Step, ...]:
             using=(own_is, pair_is),
         ),
         Step(
-            equation(gelu.derivative + gelu.derivative.subs(u, -u), 1),
+            equation(sp.Derivative(gelu.function, u) + at(sp.Derivative(gelu.function, u), {u: -u}), 1),
             "F'(u) - 1/2 is odd, so E[F'] = 1/2",
         ),
         Step(
-            equation(sp.Subs(sp.Derivative(_GELU_DUAL, c), c, 0), sp.Rational(1, 4)), "whose square is its slope there"
+            equation(at(sp.Derivative(_GELU_DUAL, c), {c: 0}), sp.Rational(1, 4)), "whose square is its slope there"
         ),
         Step(
             equation(sp.Derivative(-q * (gelu.function / u) * normal, u),
@@ -217,7 +217,7 @@ def gaussian_duals() -> tuple[Step, ...]:
             "by parts, E[F] is q times the mean of the standard density (Stein)",
         ),
         Step(equation(sp.Integral(q * standard * normal, (u, -sp.oo, sp.oo)), gelu_mean), "which is F_1"),
-        Step(equation(_GELU_DUAL.subs(c, 0), gelu_mean**2), "and its square the value at c = 0"),
+        Step(equation(at(_GELU_DUAL, {c: 0}), gelu_mean**2), "and its square the value at c = 0"),
         Step(
             equation(DUAL(q, c / q), _GELU_DUAL),
             "so this is the dual of GELU",

@@ -11,7 +11,7 @@ import sympy as sp
 
 from theory import notation as s
 from theory.activation import ACTIVATIONS, Activation, activation, u
-from theory.derivation import Step, equation, topic
+from theory.derivation import Step, at, equation, topic
 from theory.matrix_algebra import Norm
 
 SNM = "arXiv 2312.16903"
@@ -55,10 +55,8 @@ def feed_forward_bound() -> tuple[Step, ...]:
     constant = equation(s.C_ffn, CONSTANT)
     with_constant = 1 + s.lipschitz * s.sigma_1 * s.sigma_2 * s.C_ffn / ROOT
     bound = sp.Le(Norm(s.J_ffn), with_constant)
-    ratio = equation(CONSTANT.subs(s.d_ff, 4 * s.d), 9 * s.d)
-    paper = equation(
-        with_constant.subs({s.epsilon: 0, s.lipschitz: 1}), 1 + s.sigma_1 * s.sigma_2 * s.C_ffn / s.sigma_y
-    )
+    ratio = equation(at(CONSTANT, {s.d_ff: 4 * s.d}), 9 * s.d)
+    paper = equation(at(with_constant, {s.epsilon: 0, s.lipschitz: 1}), 1 + s.sigma_1 * s.sigma_2 * s.C_ffn / s.sigma_y)
     return (
         Step(
             jacobian,
@@ -127,7 +125,7 @@ def _chain_rule(statement: sp.Eq) -> list[tuple[sp.Eq, str]]:
 def activation_lipschitz() -> tuple[Step, ...]:
     """Lambda_F = sup |F'| is attained where F'' = 0. ReLU and identity: 1. GELU: exact, at u = sqrt 2."""
     steps = [
-        Step(equation(sp.diff(u, u), 1), "the identity, and ReLU where it is not flat, have slope 1"),
+        Step(equation(sp.Derivative(u, u), 1), "the identity, and ReLU where it is not flat, have slope 1"),
     ]
     gelu = ACTIVATIONS["gelu"]
     second = (2 - u**2) * sp.exp(-(u**2) / 2) / sp.sqrt(2 * sp.pi)
@@ -139,7 +137,7 @@ def activation_lipschitz() -> tuple[Step, ...]:
         ),
         Step(
             equation(
-                sp.Subs(sp.Derivative(gelu.function, u), u, sp.sqrt(2)),
+                at(sp.Derivative(gelu.function, u), {u: sp.sqrt(2)}),
                 (1 + sp.erf(1)) / 2 + sp.exp(-1) / sp.sqrt(sp.pi),
             ),
             "its value there is 1.1289...; at -sqrt 2 it is 1 less this, at the ends 0 and 1",
@@ -157,7 +155,7 @@ def activation_lipschitz() -> tuple[Step, ...]:
                 scheme.source,
             ),
             Step(
-                sp.Ge(sp.Subs(sp.Derivative(scheme.function, u), u, where), largest - sp.Rational(1, 10**6)),
+                sp.Ge(at(sp.Derivative(scheme.function, u), {u: where}), largest - sp.Rational(1, 10**6)),
                 f"{name}: and it is reached to 1e-6, so no smaller constant would do",
                 scheme.source,
             ),

@@ -12,7 +12,7 @@ import sympy as sp
 from theory import notation as s
 from theory.block import block
 from theory.conditions import embedding_std
-from theory.derivation import Step, equation, topic
+from theory.derivation import Step, at, equation, topic
 from theory.embedding import embedding
 from theory.function_of import function_of
 from theory.initialization import INITIALIZATIONS, Initialization
@@ -59,11 +59,11 @@ def norm_epsilon() -> tuple[Step, ...]:
         ),
         Step(sp.Ge(sp.Derivative(KEPT_VARIANCE, s.sigma_x), 0), "both grow with the stream"),
         Step(
-            equation(sp.Subs(KEPT_VARIANCE, s.sigma_x, SMALLEST_STD), 1 - s.tolerance),
+            equation(at(KEPT_VARIANCE, {s.sigma_x: SMALLEST_STD}), 1 - s.tolerance),
             "so from this standard deviation on the variance is within tau of 1",
         ),
         Step(
-            equation(sp.Subs(KEPT_VARIANCE, s.sigma_x, smaller), (1 - s.tolerance) ** 2),
+            equation(at(KEPT_VARIANCE, {s.sigma_x: smaller}), (1 - s.tolerance) ** 2),
             "and from this one on the gain is within tau of its limit",
         ),
         Step(
@@ -71,7 +71,7 @@ def norm_epsilon() -> tuple[Step, ...]:
             "no norm amplifies a gradient by more than this, however small the stream: 316 at epsilon = 1e-5",
         ),
         Step(
-            equation(sp.Subs(small_init, s.d, width), 1 - s.tolerance),
+            equation(at(small_init, {s.d: width}), 1 - s.tolerance),
             "an embedding of standard deviation sqrt(2 / (5 d)) is within tau up to this width: 404 for 1 % and 4,444 "
             "for 10 % at epsilon = 1e-5, ten times as wide at 1e-6",
         ),
@@ -137,7 +137,7 @@ def last_norm_gradient() -> tuple[Step, ...]:
             "and a small one's stays below this",
         ),
         Step(
-            equation(sp.Subs(ADAM_STEP, s.gradient_rms, s.adam_epsilon), sp.Rational(1, 2)),
+            equation(at(ADAM_STEP, {s.gradient_rms: s.adam_epsilon}), sp.Rational(1, 2)),
             "Adam's step g / (|g| + epsilon_A), in units of the learning rate, for a gradient that keeps its size and "
             "sign: at g = epsilon_A it is halved",
             "Kingma and Ba, arXiv 1412.6980",

@@ -10,7 +10,7 @@ import numpy as np
 import sympy as sp
 
 from theory import notation as s
-from theory.derivation import Step, equation, topic
+from theory.derivation import Step, at, equation, topic
 from theory.matrix_algebra import Norm, at_size
 
 _IDENTITY = sp.Identity(s.d)
@@ -73,7 +73,7 @@ def _common(
     normed = equation(s.z, s.y / s.sigma)
     moved = sp.sqrt((s.d * (s.sigma**2 - s.epsilon) + 2 * t * p + t**2 * q) / s.d + s.epsilon)
     slope = equation(
-        sp.Subs(sp.Derivative((y_i + t * w_i) / moved, t), t, 0), w_i / s.sigma - y_i * p / (s.d * s.sigma**3)
+        at(sp.Derivative((y_i + t * w_i) / moved, t), {t: 0}), w_i / s.sigma - y_i * p / (s.d * s.sigma**3)
     )
     kv = s.C * s.v if centred else s.v
     along = kv / s.sigma - s.y * s.y.T * kv / (s.d * s.sigma**3)

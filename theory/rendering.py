@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
 import sympy as sp
+from sympy.printing.str import StrPrinter
 
 from theory.latex import display, formula, words
 
@@ -72,10 +73,24 @@ def statement_mathml(statement: sp.Basic) -> str:
     return f'<math xmlns="{_MATHML}" display="block">{body}</math>'
 
 
+class _Printer(StrPrinter):
+    """SymPy's printer, but that values put in are said in words, and a limit as it is written by hand."""
+
+    def _print_Limit(self, expr: sp.Limit) -> str:
+        term, symbol, end, side = expr.args
+        return f"Limit({self._print(term)}, {symbol} -> {self._print(end)}{side if end.is_finite else ''})"
+
+    def _print_Subs(self, expr: sp.Subs) -> str:
+        values = ", ".join(
+            f"{self._print(a)} = {self._print(b)}" for a, b in zip(expr.variables, expr.point, strict=True)
+        )
+        return f"({self._print(expr.expr)} at {values})"
+
+
 def plain(statement: sp.Basic) -> str:
     """One statement on one line: left, sign, right."""
-    sign = _SIGNS.get(type(statement))
-    return str(statement) if sign is None else f"{statement.args[0]} {sign} {statement.args[1]}"
+    sign, written = _SIGNS.get(type(statement)), _Printer().doprint
+    return written(statement) if sign is None else f"{written(statement.args[0])} {sign} {written(statement.args[1])}"
 
 
 def _steps(derivation: "Derivation", check: "Check | None") -> list[tuple]:

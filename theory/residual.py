@@ -7,7 +7,7 @@ derivation predicts: where forward and backward gains agree, ‖g_0‖/‖g_N‖
 import sympy as sp
 
 from theory import notation as s
-from theory.derivation import Step, equation, topic
+from theory.derivation import Step, at, equation, topic
 from theory.feed_forward import SNM
 
 AMPLIFICATION = sp.sqrt(1 + s.N * s.delta / s.sigma_0**2)
@@ -34,7 +34,7 @@ def chain() -> tuple[Step, ...]:
             using=(one, attention, feed_forward),
         ),
         Step(induction, "hypothesis of the induction: N equal blocks have this bound", kind="given"),
-        Step(equation((block**s.N).subs(s.N, 1), block), "it holds for one block"),
+        Step(equation(at(block**s.N, {s.N: 1}), block), "it holds for one block"),
         Step(
             equation(gain * block, block ** (s.N + 1)),
             "and one more block multiplies once more, so it holds for every N",
@@ -69,7 +69,9 @@ def unequal_chain() -> tuple[Step, ...]:
             "so if G_S is the product of S bounds, the next is that of S + 1",
             instances=lambda statement: ((statement.subs(count, n), f"S = {n}") for n in (1, 2, 3)),
         ),
-        Step(equation(product.subs(count, 1), bound.subs(k, 1)), "and one addition has its own: it holds for every S"),
+        Step(
+            equation(at(product, {count: 1}), at(bound, {k: 1})), "and one addition has its own: it holds for every S"
+        ),
         Step(
             equation(product, sp.Product(shortcut(k), (k, 1, count)) * sp.Product(1 + excess(k), (k, 1, count))),
             "shortcuts and excesses apart",
@@ -97,11 +99,11 @@ def telescoping() -> tuple[Step, ...]:
     return (
         Step(grown, "the stream's variance after N blocks: it grows additively, it does not double", kind="given"),
         Step(
-            equation((s.sigma_0**2 + s.N * s.delta).subs(s.N, s.N + 1), variance + s.delta),
+            equation(grown.rhs.subs(s.N, s.N + 1), variance + s.delta),
             "one more block adds delta",
             using=(grown,),
         ),
-        Step(equation(squared.subs(s.N, 0), 1), "no block, no growth of the gradient"),
+        Step(equation(at(squared, {s.N: 0}), 1), "no block, no growth of the gradient"),
         Step(product, "hypothesis of the induction: squared gradient growth over N blocks", kind="given"),
         Step(
             equation(gain * (1 + s.delta / variance), squared.subs(s.N, s.N + 1)),
@@ -111,7 +113,7 @@ def telescoping() -> tuple[Step, ...]:
         ),
         Step(equation(sp.sqrt(variance) / s.sigma_0, AMPLIFICATION), "it is the stream's own growth", using=(grown,)),
         Step(
-            equation(AMPLIFICATION.subs(s.sigma_0, SMALLEST_SHORTCUT), sp.Abs(s.amplification)),
+            equation(at(AMPLIFICATION, {s.sigma_0: SMALLEST_SHORTCUT}), sp.Abs(s.amplification)),
             "the shortcut at which the amplification is exactly a; a > 1",
         ),
         Step(

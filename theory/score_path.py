@@ -10,7 +10,7 @@ from scipy.integrate import quad
 
 from theory import notation as s
 from theory.activation import ACTIVATIONS
-from theory.derivation import Step, equation, topic
+from theory.derivation import Step, at, equation, topic
 from theory.dual_expression import dual_expression
 from theory.solved_recursion import ADDITIVE, ADDITIVE_GROWTH
 
@@ -183,7 +183,7 @@ def capped_growth() -> tuple[Step, ...]:
             "none, for like tokens",
         ),
         Step(
-            equation((1 - sp.Rational(1, 2)) ** 2, KEPT_UNDER_CAP),
+            equation(at((1 - 1 / s.T) ** 2, {s.T: 2}), KEPT_UNDER_CAP),
             "so attention averages evenly. Differences from the first token are mapped by a triangular matrix with "
             "1 / t on its diagonal, the second token's the largest: 1/4 of a mean square difference is kept",
         ),

@@ -13,7 +13,7 @@ import numpy as np
 import sympy as sp
 
 from theory import notation as s
-from theory.derivation import Step, equation, topic
+from theory.derivation import Step, at, equation, topic
 from theory.function_of import function_of
 
 _QUARTER = sp.Rational(1, 4)
@@ -81,17 +81,16 @@ def additive_growth() -> tuple[Step, ...]:
     faded = equation(
         sp.Limit(s.N * sp.log(1 + _BETA / s.N**fading / slowly), s.N, sp.oo), KAPPA * (1 - fading)
     )  # fmt: skip
-    next_growth = ADDITIVE_GROWTH.subs(s.N, s.N + 1)
     small = {_W: _W / s.N, _BETA: _BETA / s.N}
     return (
         Step(equation(ADDITIVE.subs(s.N, s.N + 1), ADDITIVE + _W), "the stream solves nu' = nu + w"),
-        Step(equation(ADDITIVE_GROWTH.subs(s.N, 0), 1), "no block, no growth"),
+        Step(equation(at(ADDITIVE_GROWTH, {s.N: 0}), 1), "no block, no growth"),
         Step(
-            equation(sp.gammasimp(next_growth / ADDITIVE_GROWTH), 1 + _BETA / ADDITIVE),
+            equation(ADDITIVE_GROWTH.subs(s.N, s.N + 1) / ADDITIVE_GROWTH, 1 + _BETA / ADDITIVE),
             "one more block multiplies the squared gradient by 1 + beta / nu",
         ),
         Step(
-            equation(sp.gammasimp(ADDITIVE_GROWTH.subs(_BETA, _W)), ADDITIVE / _V0),
+            equation(at(ADDITIVE_GROWTH, {_BETA: _W}), ADDITIVE / _V0),
             "equal gains: the product telescopes to the stream's own growth",
             "THEORY, section 3",
         ),
@@ -141,7 +140,7 @@ def harmonic_growth() -> tuple[Step, ...]:
             equation(HARMONIC.subs(s.N, s.N + 1).rewrite(sp.digamma), (HARMONIC + _W / (s.N + 1)).rewrite(sp.digamma)),
             "the stream solves nu' = nu + w / n",
         ),
-        Step(equation(HARMONIC.subs(s.N, 0), _V0), "it starts at sigma_0^2"),
+        Step(equation(at(HARMONIC, {s.N: 0}), _V0), "it starts at sigma_0^2"),
         Step(
             equation((1 + _W / (s.N + 1) / HARMONIC) * HARMONIC, HARMONIC + _W / (s.N + 1)),
             "equal gains: the squared gradient grows as the stream does",
@@ -180,7 +179,7 @@ def affine_growth() -> tuple[Step, ...]:
             equation(AFFINE.subs(s.N, s.N + 1), _A * AFFINE + (1 - _A) * _W),
             "the stream solves nu' = alpha nu + (1 - alpha) w",
         ),
-        Step(equation(AFFINE.subs(s.N, 0), _V0), "it starts at sigma_0^2"),
+        Step(equation(at(AFFINE, {s.N: 0}), _V0), "it starts at sigma_0^2"),
         Step(
             equation((_A + (1 - _A) * _W / AFFINE) * AFFINE, AFFINE.subs(s.N, s.N + 1)),
             "equal gains: the gradient's factor alpha + (1 - alpha) w / nu is nu' / nu, so the product is nu_N / nu_0",
@@ -212,7 +211,7 @@ def affine_growth() -> tuple[Step, ...]:
             trial=_many_blocks,
         ),
         Step(
-            equation(AFFINE_GROWTH.subs({_BETA: _W, c: 1}), (_W + (_V0 - _W) / sp.E) / _V0),
+            equation(at(AFFINE_GROWTH, {_BETA: _W, c: 1}), (_W + (_V0 - _W) / sp.E) / _V0),
             "equal gains give back the stream's own growth",
         ),
     )  # fmt: skip
@@ -224,12 +223,12 @@ def post_norm_growth() -> tuple[Step, ...]:
     (attention on equal tokens, ReLU), positive for GELU, whose gradient gains more than its output."""
     deep = sp.sqrt(2 * s.N)
     return (
-        Step(equation(NORMED_GROWTH.subs(s.N, 0), 1), "no addition, no growth"),
+        Step(equation(at(NORMED_GROWTH, {s.N: 0}), 1), "no addition, no growth"),
         Step(
             equation(NORMED_GROWTH.subs(s.N, s.N + 1), NORMED_GROWTH * (_A + _BETA) / (_A + _W)),
             "one more: alpha + beta through the sum, over alpha + w, which the norm divides by",
         ),
-        Step(equation(NORMED_GROWTH.subs(_BETA, _W), 1), "equal gains: no growth at all"),
+        Step(equation(at(NORMED_GROWTH, {_BETA: _W}), 1), "equal gains: no growth at all"),
         Step(
             equation(sp.Limit(s.N * ((1 + _BETA / s.N) / (1 + _W / s.N) - 1), s.N, sp.oo), _BETA - _W),
             "gains of order 1 / N (a depth factor on the outputs): a constant, exp((beta - w) / 2) for N additions",
@@ -287,7 +286,7 @@ def gains() -> tuple[Step, ...]:
         steps += [
             Step(equation(sp.Derivative(function, rho), q * slope), f"{name}: Price's theorem", "Price 1958"),
             Step(
-                equation(function.subs(rho, 1), q * slope.subs(rho, 1)),
+                equation(at(function, {rho: 1}), q * at(slope, {rho: 1})),
                 f"{name}: homogeneous of degree 1, so forward and backward gain agree",
                 "Cho and Saul 2009",
             ),

@@ -125,7 +125,7 @@ def uniform_mixing() -> tuple[Step, ...]:
             "variance after averaging tokens of correlation rho; at rho = 1 it is 1",
         ),
         Step(
-            equation(down.charpoly(z).as_expr(), up.charpoly(z).as_expr()),
+            equation(*(sp.Determinant(sp.ImmutableMatrix(z * sp.eye(2) - mapped)) for mapped in (down, up))),
             "(variance, covariance) forward and the same of the gradient backward: one characteristic polynomial, as "
             "the two maps are adjoint and the projection on equally correlated tokens is symmetric",
         ),

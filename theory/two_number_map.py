@@ -16,7 +16,7 @@ from theory.activation import activation
 from theory.architecture import Architecture
 from theory.block import BLOCKS, PARTS, Block, block
 from theory.closed_form import Addition, Pair, Terms, addition, terms_of
-from theory.derivation import Step, equation, topic
+from theory.derivation import Step, at, equation, topic
 from theory.dual_expression import DUAL, MEAN, SLOPE_DUAL
 from theory.explicit_addition import GAINS, explicit_addition
 from theory.gaussian_moments import mean_products
@@ -25,6 +25,7 @@ from theory.token_mixing import ANY_MATRIX, mixing_numbers
 
 _NU, _RHO, _GAMMA = s.variance, s.correlation, s.gradient_correlation
 _A, _B = s.shortcut_factor, s.branch_factor
+_Q = sp.Symbol("q", positive=True)
 _WRITTEN = sp.ImmutableMatrix([s.forward_gain, s.forward_shared, s.backward_gain / _NU, s.backward_shared / _NU])
 _MAP = sp.ImmutableMatrix([s.variance_after, s.correlation_after, s.gradient_ratio, s.gradient_correlation_before])
 _ROWS_SUM_TO_ONE = {s.row_square: 1, s.total_square: s.T}
@@ -135,7 +136,7 @@ def two_number_map() -> tuple[Step, ...]:
         size, pair, *_ = sub_layer(Architecture(activation="relu"), part)
         steps.append(
             Step(
-                equation(pair.subs(_ROWS_SUM_TO_ONE | {_RHO: 1}), size.subs(_ROWS_SUM_TO_ONE | {_RHO: 1})),
+                equation(*(at(moment, _ROWS_SUM_TO_ONE | {_RHO: 1}) for moment in (pair, size))),
                 f"{part.replace('_', '-')}: equal tokens stay equal, rho = 1 is a fixed point (rows of A sum to 1)",
             )
         )
@@ -261,9 +262,14 @@ def _equal_gains() -> Iterator[Step]:
     size, _, back, _ = sub_layer(Architecture(activation="relu"), "attention")
     uniform = _ROWS_SUM_TO_ONE | {s.column_square: 2 - s.participation, _RHO: 1, _GAMMA: sp.Rational(1, 2)}
     reason = "there the gains agree, w = beta"
-    yield Step(equation((back * _NU).subs(uniform), size.subs(uniform)), f"attention: {reason}, at gamma = 1/2")
+    yield Step(equation(at(back * _NU, uniform), at(size, uniform)), f"attention: {reason}, at gamma = 1/2")
     size, _, back, _ = sub_layer(Architecture(activation="relu"), "feed_forward")
     for name in ("identity", "relu"):
-        terms = terms_of(Architecture(activation=name))
-        sides = (of_activation(side, terms.dual, terms.mean) for side in (back * _NU, size))
+        moments = terms_of(Architecture(activation=name)).dual(_Q, _RHO)
+        sides = (of_activation(side, partial(_kept, moments), MEAN) for side in (back * _NU, size))
         yield Step(equation(*sides), f"feed-forward, {name}: {reason}")
+
+
+def _kept(moments: Pair, q: sp.Expr, rho: sp.Expr) -> Pair:
+    """The two moments at this variance and correlation, as they are written."""
+    return at(moments[0], {_Q: q, _RHO: rho}), at(moments[1], {_Q: q, _RHO: rho})

@@ -7,7 +7,8 @@ import pytest
 import sympy as sp
 
 from theory import notation as s
-from theory.derivation import Derivation, Step, derive, topics
+from theory.derivation import Derivation, Step, at, derive, equation, topics
+from theory.rendering import plain
 
 TOPICS = tuple(topics())
 
@@ -65,6 +66,21 @@ def test_a_statement_that_sympy_has_decided_is_none(statement: sp.Basic, value: 
     with pytest.raises(ValueError) as caught:
         Step(statement, "decided")
     assert str(caught.value) == f"statement: SymPy evaluated it to {value}; build it with evaluate=False"
+
+
+def test_a_statement_of_one_thing_twice_is_refused() -> None:
+    """Where SymPy has put in what was to be shown: the step would say nothing, and hold whatever the formula."""
+    with pytest.raises(ValueError, match="statement: both sides are 9\\*d, which says nothing; keep one as it is"):
+        Step(equation(s.C_ffn.subs(s.C_ffn, 9 * s.d), 9 * s.d), "at d_ff = 4 d")
+    assert Derivation("t", "t", (Step(equation(at(s.C_ffn, {s.C_ffn: 9 * s.d}), 9 * s.d), "same"),)).check()
+
+
+def test_values_put_in_are_read_as_such() -> None:
+    x = s.sigma_x
+    assert plain(equation(at(x * s.d, {x: 2, s.N: 7}), 2 * s.d)) == "(d*sigma_x at sigma_x = 2) = 2*d"
+    assert at(s.d + 1, {x: 2}) == s.d + 1
+    assert plain(equation(sp.Limit(1 / x, x, sp.oo), 0)) == "Limit(1/sigma_x, sigma_x -> oo) = 0"
+    assert plain(equation(sp.Limit(1 / x, x, 0), sp.oo)) == "Limit(1/sigma_x, sigma_x -> 0+) = oo"
 
 
 def test_a_lemma_must_be_stated_in_its_derivation() -> None:
