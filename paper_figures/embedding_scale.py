@@ -254,12 +254,13 @@ def _draw_loss_spikes(data: xr.Dataset) -> Figure:
     with style.page(style.PAGE, 2.8) as figure:
         axes = figure.subplots()
         shown = [(2.5 * group + at, name, method) for group, name in enumerate(names)
-                 for at, method in enumerate(("vanilla", "scaled"))]  # fmt: skip
+                 for at, method in enumerate(("vanilla", "scaled")) if runs(name, method).size]  # fmt: skip
         for place, name, method in shown:
             style.strip(axes, place, runs(name, method), COLOUR[method])
         axes.set_xticks([place for place, _, _ in shown], [TITLES[method] for _, _, method in shown])
         for group, name in enumerate(names):
-            axes.annotate(name, (2.5 * group + 0.5, 1), xycoords=("data", "axes fraction"), xytext=(0, 3),
+            middle = np.mean([place for place, setting, _ in shown if setting == name])
+            axes.annotate(name, (middle, 1), xycoords=("data", "axes fraction"), xytext=(0, 3),
                           textcoords="offset points", ha="center")  # fmt: skip
         _counted(axes, data["loss_spikes"], "loss")
         said = [

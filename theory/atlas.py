@@ -75,6 +75,7 @@ def atlas(checks: Mapping[str, Check]) -> str:
             _PREAMBLE + _TITLE,
             *(words(paragraph) + "\n" for paragraph in (*_INTRODUCTION, count + ".")),
             r"\tableofcontents",
+            r"\clearpage",
             *_notation(),
             *(line for name, check in checks.items() for line in _topic(name, titles, check)),
             *_schemes(),
