@@ -258,7 +258,7 @@ def _draw_loss_spikes(data: xr.Dataset) -> Figure:
         for place, name, method in shown:
             style.strip(axes, place, runs(name, method), COLOUR[method])
         axes.set_xticks([place for place, _, _ in shown], [TITLES[method] for _, _, method in shown])
-        for group, name in enumerate(names):
+        for name in names:
             middle = np.mean([place for place, setting, _ in shown if setting == name])
             axes.annotate(name, (middle, 1), xycoords=("data", "axes fraction"), xytext=(0, 3),
                           textcoords="offset points", ha="center")  # fmt: skip

@@ -311,6 +311,57 @@ def test_a_model_of_ones_own():
         properties.finite(overflowing, limits=QUICK, vocab_size=11, seq_len=4)
 
 
+def _marking(std, num_layers=None):
+    """Bigrams through norms and square matrices added to a stream, of that standard deviation where it begins."""
+
+    def init(key, arch):
+        depth = num_layers or arch.num_layers
+        keys = jax.random.split(key, depth + 2)
+        d_model, vocab_size = arch.d_model, arch.vocab_size
+        return {
+            "table": std * jax.random.normal(keys[0], (vocab_size, d_model)),
+            "blocks": [jax.random.normal(each, (d_model, d_model)) * d_model**-0.5 for each in keys[2:]],
+            "head": jax.random.normal(keys[1], (d_model, vocab_size)) * d_model**-0.5,
+            "heads": arch.num_heads,  # no array, as a module's settings are none
+        }
+
+    def normed(x):
+        return x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-6)
+
+    def loss(params, tokens, arch, place):
+        x = place(params["table"][tokens[:, :-1]])
+        for weight in params["blocks"]:
+            x = place(x + normed(x) @ weight)
+        logits = jax.nn.log_softmax(normed(x) @ params["head"])
+        return -jnp.mean(jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1))
+
+    return Model(init, loss)
+
+
+def test_a_model_of_ones_own_that_marks_its_places():
+    """Its norms divide by the stream: a gradient at a small one is as much larger as the stream then grows."""
+    small = {"d_model": 16, "num_heads": 1, "num_layers": 2, "vocab_size": 11, "seq_len": 4}
+    limits = Limits(networks=1, examples=1)
+    with pytest.raises(
+        Violation, match=r"gradient norm at the first place.*at most 10(.|\n)*derive telescoping"
+    ) as found:
+        properties.amplification(_marking(0.05), limits=limits, **small)
+    assert 15 < found.value.finding.measured < 60  # sqrt(1 + 2 / 0.05^2) = 28
+    with pytest.raises(Violation, match=r"stream at place 2 over that at place 0.*at most 10"):
+        properties.stream_band(_marking(0.05), limits=limits, **small)
+    report = check(_marking(1.0), limits=limits, **small)
+    outcomes = {result.property: result.outcome for result in report.results}
+    for name in ("finite", "amplification", "stream_band", "growth_exponent"):
+        assert outcomes[name] == "tested"
+    assert outcomes["predicted"] == outcomes["two_requirements"] == "not applicable"
+    shallow = properties.growth_exponent(_marking(1.0, num_layers=2), limits=limits, **small)
+    assert shallow.outcome == "not applicable" and "num_layers changes nothing" in shallow.reason
+    marking = _marking(1.0)
+    unmarked = Model(marking.init, lambda params, tokens, arch: marking.loss(params, tokens, arch, lambda x: x))
+    deaf = properties.amplification(unmarked, limits=limits, **small)
+    assert deaf.outcome == "not applicable" and "x = place(x)" in deaf.reason
+
+
 def _model(**leaves):
     """A model of one's own whose leaves are drawn by these functions of a key."""
     return Model(lambda key: {name: draw(key) for name, draw in leaves.items()})

@@ -26,4 +26,4 @@ def test_the_tutorial_says_what_happens(tmp_path):
         for line in expected:
             assert without_numbers(line) in without_numbers(done.stdout), (line, done.stdout)
         ran += 1
-    assert ran == 3
+    assert ran == 4

@@ -74,9 +74,11 @@ class Model:
 
     init(key, arch): its parameters, any pytree of arrays. loss(params, tokens, arch): a scalar, mean cross-entropy in
     nats per predicted token of int[batch, seq_len + 1]. Both may leave `arch` out; then hold its fields, so that tokens
-    and declared rule fit. matrices(params): weights by kind (`theory.initialization.MATRIX_KINDS` or names of one's
-    own), each [layers, fan_in, fan_out] or [rows, columns]; None: every leaf of two or three axes that is not constant,
-    by its path. Where init gives a `models.Transformer`, loss and matrices are known.
+    and declared rule fit. A loss with a parameter `place` is given the function of that name, and calls x = place(x) on
+    the residual stream, on what enters the first block and after every addition. matrices(params): weights by kind
+    (`theory.initialization.MATRIX_KINDS` or names of one's own), each [layers, fan_in, fan_out] or [rows, columns];
+    None: every leaf of two or three axes that is not constant, by its path. Where init gives a `models.Transformer`,
+    loss and matrices are known.
     """
 
     init: Callable[..., Any]
@@ -93,13 +95,14 @@ class Scheme:
     `Architecture` that the scheme itself decides. reference: Python for it; "scheme" for an object without a name to
     load it by, "rule" for such a rule in declared_as. symbolic: the rule is what is drawn, so that what is proven of it
     holds for all sizes. initializers: by kind, of an architecture, where it has JAX's form. ours: whether its
-    parameters are `models.Transformer`'s, so that stream and gradient can be measured at every place. named: whether
-    matrices go by names that somebody gave them, not by their paths in a tree.
+    parameters are `models.Transformer`'s. marks_places: whether the loss of a model of one's own takes `place`, one
+    more argument. deepens: whether num_layers changes its parameters. named: whether matrices go by names that somebody
+    gave them, not by their paths in a tree.
     """
 
     name: str
     init: Callable[[Any, Architecture], Any]
-    loss: Callable[[Any, Any, Architecture], Any] | None
+    loss: Callable[..., Any] | None
     matrices: Callable[[Any], dict[str, Any]]
     declared: Initialization | None
     distribution: str | None
@@ -109,6 +112,8 @@ class Scheme:
     symbolic: bool = False
     initializers: Callable[[Architecture], Mapping[str, Initializer]] | None = None
     ours: bool = True
+    marks_places: bool = False
+    deepens: bool = True
     named: bool = True
 
     def arch(self, arch: Architecture) -> Architecture:
@@ -351,8 +356,9 @@ def _own_model(
     def our_init(key: Any, arch: Architecture) -> Any:
         return _of_our_shapes(init(key, arch), arch, name)
 
-    def loss(params: Any, tokens: Any, arch: Architecture) -> Any:
-        return _called(resolve(arch).loss, (params, tokens), arch)  # type: ignore[arg-type]
+    def loss(params: Any, tokens: Any, arch: Architecture, place: Callable[[Any], Any] = lambda x: x) -> Any:
+        given: Callable[..., Any] = resolve(arch).loss  # type: ignore[assignment]
+        return _called(partial(given, place=place) if _marks(given) else given, (params, tokens), arch)
 
     def matrices(params: Any) -> dict[str, Any]:
         found = _leaves(params) if model.matrices is None else model.matrices(params)
@@ -365,13 +371,20 @@ def _own_model(
 
     model = resolve(_ANY)
     with blamed(name, _ANY):
-        ours = isinstance(jax.eval_shape(lambda key: init(key, _ANY), jax.random.key(0)), models.Transformer)
-    if ours:
+        shapes, deeper = (
+            jax.eval_shape(partial(init, arch=replace(_ANY, num_layers=depth)), jax.random.key(0)) for depth in (2, 3)
+        )
+    if isinstance(shapes, models.Transformer):
         return Scheme(name, our_init, _our_loss, _our_matrices, rule, distribution)
     return Scheme(
         name, init, loss if model.loss else None, matrices, rule, distribution, ours=False,
+        marks_places=model.loss is not None and _marks(model.loss), deepens=shapes != deeper,
         named=model.matrices is not None,
     )  # fmt: skip
+
+
+def _marks(loss: Callable[..., Any]) -> bool:
+    return "place" in inspect.signature(loss).parameters
 
 
 def _called(function: Callable[..., Any], arguments: tuple[Any, ...], arch: Architecture) -> Any:

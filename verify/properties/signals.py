@@ -23,6 +23,7 @@ from theory.growth import Growth, growth
 from theory.initialization import Initialization
 from verify.measurement.compare import relative_standard_error
 from verify.measurement.measure import QUICK, Measurement, measure
+from verify.measurement.places import Place, measure_places
 from verify.properties.matrices import drawn
 from verify.properties.property import Finding, Limits, Property
 from verify.properties.scheme import Scheme
@@ -84,7 +85,16 @@ def _rule(scheme: Scheme) -> dict[str, Any]:
 
 @lru_cache(maxsize=32)
 def _measured(scheme: Scheme, arch: Architecture, seed: int) -> Measurement:
-    return measure(arch, BATCH, SEEDS, first_seed=seed, init=scheme.init, quick=True)
+    if scheme.ours:
+        return measure(arch, BATCH, SEEDS, first_seed=seed, init=scheme.init, quick=True)
+
+    def loss(key: Any, place: Place) -> Any:
+        of_weights, of_tokens = jax.random.split(key)
+        tokens = jax.random.randint(of_tokens, (BATCH, arch.seq_len + 1), 0, arch.vocab_size)
+        assert scheme.loss is not None
+        return scheme.loss(scheme.init(of_weights, arch), tokens, arch, place)
+
+    return measure_places(loss, SEEDS, first_seed=seed)
 
 
 @lru_cache(maxsize=32)
@@ -114,15 +124,20 @@ def finite(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: 
 
 @partial(jax.jit, static_argnums=(2, 3, 4), compiler_options=QUICK)
 def _not_finite(key: Any, tokens: Any, scheme: Scheme, arch: Architecture, dtypes: tuple[str, ...]) -> list[Any]:
-    params = scheme.init(key, arch)
+    leaves, structure = jax.tree.flatten(scheme.init(key, arch))
+    trained = [isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
 
-    def loss(params: Any, dtype: str) -> Any:
+    def loss(weights: list[Any], dtype: str) -> Any:
+        left = iter(weights if scheme.ours else [weight.astype(dtype) for weight in weights])
+        both = [next(left) if own else leaf for leaf, own in zip(leaves, trained, strict=True)]
+        params = jax.tree.unflatten(structure, both)
         if scheme.ours:
             return models.loss(params, tokens, arch, switches=models.Switches(dtype=dtype))[0]
         assert scheme.loss is not None
-        return scheme.loss(jax.tree.map(lambda leaf: leaf.astype(dtype), params), tokens, arch)
+        return scheme.loss(params, tokens, arch)
 
-    found = (jax.value_and_grad(loss)(params, dtype) for dtype in dtypes)
+    weights = [leaf for leaf, own in zip(leaves, trained, strict=True) if own]
+    found = (jax.value_and_grad(loss)(weights, dtype) for dtype in dtypes)
     return [sum(jnp.sum(~jnp.isfinite(leaf)) for leaf in jax.tree.leaves(both)) for both in found]
 
 
@@ -144,24 +159,27 @@ def amplification(scheme: Scheme, arch: Architecture, seed: int, alpha: float, l
         return None
     what = "gradient norm at the first place over that at the last"
     hint = "python -m theory recommend says what to change"
-    return Finding(what, found, -np.inf, limits.amplification, growth(ruled(scheme, arch, seed)).topic, hint)
+    topic = growth(ruled(scheme, arch, seed)).topic if scheme.ours else "telescoping"
+    return Finding(what, found, -np.inf, limits.amplification, topic, hint if scheme.ours else "")
 
 
 def growth_exponent(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
-    """Test of `growth_exponent`: derived where there is a rule, else the slope from this depth to four times it."""
-    derived = growth(ruled(scheme, arch, seed))
-    if (scheme.symbolic or scheme.declared is not None) and derived.kind != "not derived":
+    """Test of `growth_exponent`: derived where there is a rule, else the slope from this depth to a multiple of it."""
+    derived = growth(ruled(scheme, arch, seed)) if scheme.ours else None
+    if derived and (scheme.symbolic or scheme.declared is not None) and derived.kind != "not derived":
         exponent, highest = _exponent(derived), limits.growth_exponent
         what = f"derived exponent of the amplification ({derived.formula})"
     else:
-        deep = replace(arch, num_layers=_DEEP * arch.num_layers)
+        times = _DEEP if scheme.ours else 2  # a model of one's own has a loop over its blocks: slow to compile
+        deep = replace(arch, num_layers=times * arch.num_layers)
         logs = [np.log(_measured(scheme, model, seed).amplification) for model in (arch, deep)]
-        slopes = (logs[1] - logs[0]) / np.log(_DEEP)
+        slopes = (logs[1] - logs[0]) / np.log(times)
         exponent = float(slopes.mean())
         reach = float(stats.t.isf(alpha, SEEDS - 1) * slopes.std(ddof=1) / np.sqrt(SEEDS))
         highest = limits.growth_exponent + reach
         what = f"slope of log amplification in log num_layers, {arch.num_layers} to {deep.num_layers} blocks"
-    return None if exponent <= highest else Finding(what, exponent, -np.inf, highest, derived.topic)
+    topic = derived.topic if derived else "telescoping"
+    return None if exponent <= highest else Finding(what, exponent, -np.inf, highest, topic)
 
 
 def _exponent(derived: Growth) -> float:
@@ -206,8 +224,19 @@ def _has_loss(scheme: Scheme, limits: Limits) -> str:
     return "" if scheme.loss is not None else "the model has no loss"
 
 
+def _is_ours(scheme: Scheme, limits: Limits) -> str:
+    return "" if scheme.ours else "for schemes of our Transformer, which the theory knows"
+
+
 def _has_places(scheme: Scheme, limits: Limits) -> str:
-    return "" if scheme.ours else "for schemes of our Transformer, whose stream can be measured at every place"
+    if scheme.ours or scheme.marks_places:
+        return ""
+    return "the loss marks no places of the stream: give it a parameter place, and write x = place(x) at each"
+
+
+def _deepens(scheme: Scheme, limits: Limits) -> str:
+    deep = "" if scheme.deepens else "num_layers changes nothing in the model: let init and loss take arch"
+    return _has_places(scheme, limits) or deep
 
 
 def _growth_proof(scheme: Scheme, held: dict[str, Any], limits: Limits) -> str | Architecture | None:
@@ -236,9 +265,9 @@ OF_STREAM = (
     Property("amplification", "gradients grow by less than a budget from the last block to the first", amplification,
              _networks, _has_places, costly=True, anchors=_gated),
     Property("growth_exponent", "the amplification grows with depth no faster than a power", growth_exponent, _networks,
-             _has_places, _growth_proof, costly=True, anchors=_gated),
+             _deepens, _growth_proof, costly=True, anchors=_gated),
     Property("two_requirements", "sub-layers are small and the shortcut is large", two_requirements,
-             _of_published_depth, _has_places, costly=True),
-    Property("predicted", "stream and gradient are what the theory predicts", predicted, _networks, _has_places,
+             _of_published_depth, _is_ours, costly=True),
+    Property("predicted", "stream and gradient are what the theory predicts", predicted, _networks, _is_ours,
              costly=True, anchors=_gated),
 )  # fmt: skip
