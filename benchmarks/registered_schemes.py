@@ -1,6 +1,6 @@
 """What the registered initialisations are by the properties that a formula or a measurement decides.
 
-A table for docs/properties.md, in the paper's arrangement with Scaled Embed: a number over its default limit is bold.
+A table for docs/properties.md, in the paper's arrangement with Scaled Embed: a number beyond its default limit is bold.
 Blocks of width 256 for the two requirements (no gate, as in the paper); eight gated blocks of width 128 with RMSNorms,
 8 seeds, for the amplification and for how it grows.
 

@@ -248,8 +248,8 @@ FIGURES = (
         "Two initialisations with Scaled Embed, width 64, GELU, 16 tokens: autodiff at 4 to 256 layers (geometric mean "
         "of 3 seeds), the two-number closed form, and the class that `theory.growth` derives for endless depth. The "
         "closed form has flat logits: where they grow with the stream (output_norm, no_norm) attention's score path "
-        "carries more than it says. Of no_norm with `small` the points from 64 layers on, 1e8 and more, are above the "
-        "frame.",
+        "carries more than it says. Of no_norm with `small` the point at 64 layers, 1e8, is above the frame, and at "
+        "256 float32 overflows.",
         _growths, _draw_growths,
     ),
     PaperFigure(

@@ -282,7 +282,7 @@ def block_excess() -> tuple[Step, ...]:
     )
     total = size_after(post, ("attention",))
     summed = equation(s.slope_post, 1 / total)
-    plain = {s.shortcut_factor: 1, s.branch_factor: 1, s.input_factor: 1, s.temperature: 1, s.steepness: 1}
+    plain = dict.fromkeys((s.shortcut_factor, s.branch_factor, s.input_factor), 1)
     given = (
         (layer, "the feed-forward layer between its norms, at Gaussian norms; epsilon = 0 from here on"),
         (unnormed, "no norm on the input: its factor alone"),
@@ -305,7 +305,12 @@ def block_excess() -> tuple[Step, ...]:
             SNM + ", equation 15 [secondary]",
         ),
         Step(
-            equation(at(sum(excess(pre, piece).subs(gaussian) for piece in PIECES[:2]), plain), attention.EXCESS),
+            equation(at(
+                    sum(excess(pre, piece).subs(gaussian) for piece in PIECES[:2]),
+                    plain | {s.temperature: 1, s.steepness: 1},
+                ),
+                attention.EXCESS,
+            ),
             "pre-LN, attention, values and scores: the paper's",
             SNM + ", equation 20 [secondary]",
         ),

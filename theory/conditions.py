@@ -36,19 +36,27 @@ def embedding_std(scheme: str | Initialization, method: str | float | Embedding)
 
     Positions are left out, and so is the epsilon of an embedding LayerNorm.
     """
-    method = embedding(method)
-    return sp.S.One if method.layer_norm else sp.simplify(sp.Mul(*_factors(scheme, method)))
+    return sp.simplify(_entering(scheme, embedding(method)).doit())
 
 
-def _factors(scheme: str | Initialization, method: Embedding) -> tuple[sp.Expr, sp.Expr]:
-    """The multiplier and the table's standard deviation."""
-    return method.multiplier, rule(scheme, "embedding") if method.table_std is None else method.table_std
+def _entering(scheme: str | Initialization, method: Embedding) -> sp.Expr:
+    """The multiplier times the table's standard deviation, or what a norm makes of that."""
+    entering = s.embedding_multiplier * s.embedding_std
+    if method.layer_norm:
+        return at(entering / sp.sqrt(entering**2 + s.epsilon), {s.epsilon: 0})
+    table = rule(scheme, "embedding") if method.table_std is None else method.table_std
+    return at(entering, {s.embedding_multiplier: method.multiplier, s.embedding_std: table})
 
 
 def feed_forward_excess(scheme: str | Initialization) -> sp.Expr:
     """What the paper's feed-forward bound exceeds 1 by, in sigma_x', d, N and n, at d_ff = 4 d."""
+    return sp.simplify(_feed_forward_excess(scheme).doit())
+
+
+def _feed_forward_excess(scheme: str | Initialization) -> sp.Expr:
+    width = {s.d_ff: 4 * s.d}
     stds = {s.sigma_1: rule(scheme, "feed_forward.up"), s.sigma_2: rule(scheme, "feed_forward.down")}
-    return sp.simplify(feed_forward.PAPER_EXCESS.subs(stds).subs(s.d_ff, 4 * s.d))
+    return at(feed_forward.PAPER_EXCESS, width | {std: value.subs(width) for std, value in stds.items()})
 
 
 def value_path_excess(scheme: str | Initialization) -> sp.Expr:
@@ -126,19 +134,14 @@ def embedding_stds() -> tuple[Step, ...]:
     """SNM-1, from the registered rules, Megatron initialisation: what is multiplied is what is sampled."""
     small = sp.sqrt(2 / (5 * s.d))
     expected = {"vanilla": small, "detach": small, "scaled": sp.sqrt(sp.Rational(2, 5)), "layer_norm": 1, "unit": 1}
-    multiplier, table = sp.Symbol("m_E", positive=True), sp.Symbol("sigma_E", positive=True)
-    steps = []
-    for name, value in expected.items():
-        method = embedding(name)
-        entering, factors = (
-            multiplier * table,
-            dict(zip((multiplier, table), _factors("megatron", method), strict=True)),
+    return tuple(
+        Step(
+            equation(_entering("megatron", EMBEDDINGS[name]), sp.sympify(value)),
+            f"{name}: " + ("behind a norm" if EMBEDDINGS[name].layer_norm else "multiplier times the table's entries"),
+            EMBEDDINGS[name].source,
         )
-        if method.layer_norm:
-            entering, factors = entering / sp.sqrt(entering**2 + s.epsilon), {s.epsilon: 0}
-        reason = f"{name}: " + ("1 after a norm" if method.layer_norm else "multiplier times the table's")
-        steps.append(Step(equation(at(entering, factors), sp.sympify(value)), reason, method.source))
-    return tuple(steps)
+        for name, value in expected.items()
+    )
 
 
 @topic("The two requirements: small sub-layers and a large shortcut")
@@ -147,8 +150,6 @@ def two_requirements() -> tuple[Step, ...]:
     sqrt N under the 1/sqrt(2N) of Megatron, and stays finite under the 1/N of Wang's rule."""
     ffn, attn = feed_forward.EXCESS.subs(s.epsilon, 0), attention.EXCESS.subs(s.epsilon, 0)
     megatron, wang = feed_forward_excess("megatron"), feed_forward_excess("wang")
-    up, down = (rule("megatron", f"feed_forward.{kind}").subs(s.d_ff, 4 * s.d) for kind in ("up", "down"))
-    in_the_bound = at(feed_forward.PAPER_EXCESS, {s.sigma_1: up, s.sigma_2: down, s.d_ff: 4 * s.d})
     vanilla, scaled = (at(megatron, {s.sigma_y: embedding_std("megatron", name)}) for name in ("vanilla", "scaled"))
     depth = sp.Symbol("N", positive=True)
     return (
@@ -158,7 +159,7 @@ def two_requirements() -> tuple[Step, ...]:
         Step(_limit(attn, s.sigma_x, sp.oo, 0), "and so does attention's"),
         Step(_limit(ffn, s.sigma_y, 0, sp.oo), "a small shortcut: the bound grows without limit"),
         Step(
-            equation(in_the_bound, sp.Rational(18, 5) / (sp.sqrt(2 * s.N) * s.sigma_y)),
+            equation(_feed_forward_excess("megatron"), sp.Rational(18, 5) / (sp.sqrt(2 * s.N) * s.sigma_y)),
             "Megatron's rules in the bound: the width cancels",
             SNM + ", section 4 [secondary]",
         ),

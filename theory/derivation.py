@@ -26,10 +26,11 @@ def equation(lhs: sp.Basic, rhs: sp.Basic | int) -> sp.Eq:
 def at(expression: sp.Expr, values: Mapping[sp.Expr, sp.Expr | int]) -> sp.Expr:
     """The expression at these values as it is written: they are put in when the statement is proven.
 
-    Symbols that it lacks are left out.
+    Raises ValueError for a symbol that it lacks.
     """
-    here = {symbol: value for symbol, value in values.items() if expression.has(symbol)}
-    return sp.Subs(expression, tuple(here), tuple(here.values())) if here else expression
+    if lacking := [symbol for symbol in values if not expression.has(symbol)]:
+        raise ValueError(f"values: {expression} has no {', '.join(map(str, lacking))}; give values of what it has")
+    return sp.Subs(expression, tuple(values), tuple(values.values()))
 
 
 @dataclass(frozen=True)

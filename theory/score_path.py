@@ -174,7 +174,7 @@ def capped_growth() -> tuple[Step, ...]:
     slope = sp.Derivative(bent, logit)
     near = 1 / sp.sqrt(2 * sp.pi * _PRODUCT * s.variance**2)
     by_key, values = _PRODUCT * s.variance, 2 * _ALIKE
-    tie = sp.Symbol("I_cap", positive=True)
+    tie, position = sp.symbols("I_cap t", positive=True)
     return (
         Step(equation(sp.Limit(bent, logit, sp.oo), s.cap), "a large logit is at an end of the cap"),
         Step(
@@ -183,7 +183,7 @@ def capped_growth() -> tuple[Step, ...]:
             "none, for like tokens",
         ),
         Step(
-            equation(at((1 - 1 / s.T) ** 2, {s.T: 2}), KEPT_UNDER_CAP),
+            equation(at(position**-2, {position: 2}), KEPT_UNDER_CAP),
             "so attention averages evenly. Differences from the first token are mapped by a triangular matrix with "
             "1 / t on its diagonal, the second token's the largest: 1/4 of a mean square difference is kept",
         ),

@@ -286,7 +286,7 @@ def gains() -> tuple[Step, ...]:
         steps += [
             Step(equation(sp.Derivative(function, rho), q * slope), f"{name}: Price's theorem", "Price 1958"),
             Step(
-                equation(at(function, {rho: 1}), q * at(slope, {rho: 1})),
+                equation(at(function, {rho: 1}), q * (at(slope, {rho: 1}) if slope.has(rho) else slope)),
                 f"{name}: homogeneous of degree 1, so forward and backward gain agree",
                 "Cho and Saul 2009",
             ),

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 
+import equinox
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +21,7 @@ from verify import properties
 from verify.properties import PROPERTIES, Limits, Model, Violation, as_scheme, check
 from verify.properties.check import held
 from verify.properties.faults import FAULTS
+from verify.properties.scheme import SchemeError
 
 ODD = Architecture(
     num_layers=3, d_model=16, num_heads=4, num_kv_heads=2, d_ff=20, vocab_size=7, seq_len=6, norm="rms_norm",
@@ -360,6 +362,53 @@ def test_a_model_of_ones_own_that_marks_its_places():
     unmarked = Model(marking.init, lambda params, tokens, arch: marking.loss(params, tokens, arch, lambda x: x))
     deaf = properties.amplification(unmarked, limits=limits, **small)
     assert deaf.outcome == "not applicable" and "x = place(x)" in deaf.reason
+    first = Model(marking.init, lambda params, place, tokens, arch: marking.loss(params, tokens, arch, place))
+    assert properties.amplification(first, limits=limits, **small).outcome == "tested"
+    careless = Model(marking.init, lambda params, tokens, place: jnp.sum(place(place(params["table"])[:5])))
+    with pytest.raises(
+        SchemeError, match=r"^scheme Model: place: place 1 of the stream has 80 numbers, the first 176$"
+    ):
+        properties.amplification(careless, limits=limits, **small)
+
+
+class Bigrams(equinox.Module):
+    """Settings, a function and arrays, as a user's module has them."""
+
+    table: equinox.nn.Embedding
+    mlp: equinox.nn.MLP
+    head: equinox.nn.Linear
+    depth: int
+
+    def __init__(self, key, arch):
+        keys = jax.random.split(key, 3)
+        self.depth = arch.num_layers
+        self.table = equinox.nn.Embedding(arch.vocab_size, arch.d_model, key=keys[0])
+        self.mlp = equinox.nn.MLP(arch.d_model, arch.d_model, 2 * arch.d_model, 1, key=keys[1])
+        self.head = equinox.nn.Linear(arch.d_model, arch.vocab_size, key=keys[2])
+
+    def __call__(self, token, place):
+        x = place(self.table(token))
+        for _ in range(self.depth):
+            x = place(x + self.mlp(x))
+        return jax.nn.log_softmax(self.head(x))
+
+
+def test_an_equinox_module():
+    """Mapped over tokens and sequences; its arrays are the parameters, the rest is put together again in the loss."""
+
+    def init(key, arch):
+        return equinox.filter(Bigrams(key, arch), equinox.is_array)
+
+    def loss(params, tokens, arch, place):
+        shapes = equinox.filter_eval_shape(Bigrams, jax.random.key(0), arch)
+        rest = equinox.filter(shapes, lambda leaf: not hasattr(leaf, "shape"))
+        module = equinox.combine(params, rest)
+        logits = jax.vmap(jax.vmap(lambda token: module(token, place)))(tokens[:, :-1])
+        return -jnp.mean(jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1))
+
+    scheme, held = Model(init, loss), {"d_model": 16, "num_heads": 1, "num_layers": 2, "vocab_size": 11, "seq_len": 4}
+    for name in ("finite", "stream_band", "amplification", "independent_matrices"):
+        assert PROPERTIES[name](scheme, limits=Limits(networks=1, examples=1), **held).outcome == "tested"
 
 
 def _model(**leaves):

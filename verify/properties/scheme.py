@@ -72,13 +72,13 @@ def _registered(field: str, value: Any) -> bool:
 class Model:
     """A user's own model.
 
-    init(key, arch): its parameters, any pytree of arrays. loss(params, tokens, arch): a scalar, mean cross-entropy in
-    nats per predicted token of int[batch, seq_len + 1]. Both may leave `arch` out; then hold its fields, so that tokens
-    and declared rule fit. A loss with a parameter `place` is given the function of that name, and calls x = place(x) on
-    the residual stream, on what enters the first block and after every addition. matrices(params): weights by kind
-    (`theory.initialization.MATRIX_KINDS` or names of one's own), each [layers, fan_in, fan_out] or [rows, columns];
-    None: every leaf of two or three axes that is not constant, by its path. Where init gives a `models.Transformer`,
-    loss and matrices are known.
+    init(key, arch): its parameters, a pytree of arrays; numbers among them are no weights. loss(params, tokens, arch):
+    a scalar, mean cross-entropy in nats per predicted token of int[batch, seq_len + 1]. Both may leave `arch` out; then
+    hold its fields, so that tokens and declared rule fit. A loss with a parameter `place` is given that function, and
+    calls x = place(x) on the residual stream: on what enters the first block, and after every addition.
+    matrices(params): weights by kind (`theory.initialization.MATRIX_KINDS` or names of one's own), each [layers,
+    fan_in, fan_out] or [rows, columns]; None: every leaf of two or three axes that is not constant, by its path. Where
+    init gives a `models.Transformer`, loss and matrices are known.
     """
 
     init: Callable[..., Any]
@@ -96,8 +96,7 @@ class Scheme:
     load it by, "rule" for such a rule in declared_as. symbolic: the rule is what is drawn, so that what is proven of it
     holds for all sizes. initializers: by kind, of an architecture, where it has JAX's form. ours: whether its
     parameters are `models.Transformer`'s. marks_places: whether the loss of a model of one's own takes `place`, one
-    more argument. deepens: whether num_layers changes its parameters. named: whether matrices go by names that somebody
-    gave them, not by their paths in a tree.
+    more argument. named: whether matrices go by names that somebody gave them, not by their paths in a tree.
     """
 
     name: str
@@ -113,7 +112,6 @@ class Scheme:
     initializers: Callable[[Architecture], Mapping[str, Initializer]] | None = None
     ours: bool = True
     marks_places: bool = False
-    deepens: bool = True
     named: bool = True
 
     def arch(self, arch: Architecture) -> Architecture:
@@ -358,7 +356,10 @@ def _own_model(
 
     def loss(params: Any, tokens: Any, arch: Architecture, place: Callable[[Any], Any] = lambda x: x) -> Any:
         given: Callable[..., Any] = resolve(arch).loss  # type: ignore[assignment]
-        return _called(partial(given, place=place) if _marks(given) else given, (params, tokens), arch)
+        if not _marks(given):
+            return _called(given, (params, tokens), arch)
+        names = [name for name in _required(given) if name != "place"]  # wherever place stands among them
+        return given(**dict(zip(names, (params, tokens, arch), strict=False)), place=place)
 
     def matrices(params: Any) -> dict[str, Any]:
         found = _leaves(params) if model.matrices is None else model.matrices(params)
@@ -371,15 +372,12 @@ def _own_model(
 
     model = resolve(_ANY)
     with blamed(name, _ANY):
-        shapes, deeper = (
-            jax.eval_shape(partial(init, arch=replace(_ANY, num_layers=depth)), jax.random.key(0)) for depth in (2, 3)
-        )
-    if isinstance(shapes, models.Transformer):
+        ours = isinstance(jax.eval_shape(lambda key: init(key, _ANY), jax.random.key(0)), models.Transformer)
+    if ours:
         return Scheme(name, our_init, _our_loss, _our_matrices, rule, distribution)
     return Scheme(
         name, init, loss if model.loss else None, matrices, rule, distribution, ours=False,
-        marks_places=model.loss is not None and _marks(model.loss), deepens=shapes != deeper,
-        named=model.matrices is not None,
+        marks_places=model.loss is not None and _marks(model.loss), named=model.matrices is not None,
     )  # fmt: skip
 
 

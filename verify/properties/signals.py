@@ -23,10 +23,10 @@ from theory.growth import Growth, growth
 from theory.initialization import Initialization
 from verify.measurement.compare import relative_standard_error
 from verify.measurement.measure import QUICK, Measurement, measure
-from verify.measurement.places import Place, measure_places
+from verify.measurement.places import Place, PlaceError, measure_places
 from verify.properties.matrices import drawn
-from verify.properties.property import Finding, Limits, Property
-from verify.properties.scheme import Scheme
+from verify.properties.property import Finding, Limits, NotApplicable, Property
+from verify.properties.scheme import Scheme, SchemeError
 from verify.properties.strategies import Widths, architectures
 
 SEEDS = 8
@@ -51,9 +51,12 @@ def _networks(scheme: Scheme, held: dict[str, Any]) -> st.SearchStrategy[Archite
 
 
 def _gated(scheme: Scheme, held: dict[str, Any]) -> list[Architecture]:
-    """A gated network of RMSNorms at every depth, where gradients grow the most; none where what is held forbids it."""
+    """A gated network of RMSNorms at every depth, where gradients grow the most.
+
+    None where what is held forbids it, or a model of one's own has a gate or none, whatever an architecture says.
+    """
     depths = held.get("num_layers", list(_DEPTHS))
-    if isinstance(depths, st.SearchStrategy):
+    if isinstance(depths, st.SearchStrategy) or not scheme.ours:
         return []
     plain: dict[str, Any] = {"activation": "swiglu", "norm": "rms_norm", "positions": "none", "bias": False}
     fields = plain | _fixed_by_default(scheme) | _rule(scheme) | held
@@ -94,7 +97,10 @@ def _measured(scheme: Scheme, arch: Architecture, seed: int) -> Measurement:
         assert scheme.loss is not None
         return scheme.loss(scheme.init(of_weights, arch), tokens, arch, place)
 
-    return measure_places(loss, SEEDS, first_seed=seed)
+    try:
+        return measure_places(loss, SEEDS, first_seed=seed)
+    except PlaceError as error:
+        raise SchemeError(f"scheme {scheme.name}: {error}") from error
 
 
 @lru_cache(maxsize=32)
@@ -125,7 +131,7 @@ def finite(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: 
 @partial(jax.jit, static_argnums=(2, 3, 4), compiler_options=QUICK)
 def _not_finite(key: Any, tokens: Any, scheme: Scheme, arch: Architecture, dtypes: tuple[str, ...]) -> list[Any]:
     leaves, structure = jax.tree.flatten(scheme.init(key, arch))
-    trained = [isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+    trained = [hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
 
     def loss(weights: list[Any], dtype: str) -> Any:
         left = iter(weights if scheme.ours else [weight.astype(dtype) for weight in weights])
@@ -136,7 +142,7 @@ def _not_finite(key: Any, tokens: Any, scheme: Scheme, arch: Architecture, dtype
         assert scheme.loss is not None
         return scheme.loss(params, tokens, arch)
 
-    weights = [leaf for leaf, own in zip(leaves, trained, strict=True) if own]
+    weights = [jnp.asarray(leaf) for leaf, own in zip(leaves, trained, strict=True) if own]
     found = (jax.value_and_grad(loss)(weights, dtype) for dtype in dtypes)
     return [sum(jnp.sum(~jnp.isfinite(leaf)) for leaf in jax.tree.leaves(both)) for both in found]
 
@@ -149,7 +155,8 @@ def stream_band(scheme: Scheme, arch: Architecture, seed: int, alpha: float, lim
     if ratio <= limit:
         return None
     what = f"standard deviation of the stream at place {high} over that at place {low}"
-    return Finding(what, ratio, -np.inf, limit, "two_number_map", f"{stds[low]:.3g} and {stds[high]:.3g}")
+    topic = "two_number_map" if scheme.ours else "telescoping"
+    return Finding(what, ratio, -np.inf, limit, topic, f"{stds[low]:.3g} and {stds[high]:.3g}")
 
 
 def amplification(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
@@ -172,6 +179,8 @@ def growth_exponent(scheme: Scheme, arch: Architecture, seed: int, alpha: float,
     else:
         times = _DEEP if scheme.ours else 2  # a model of one's own has a loop over its blocks: slow to compile
         deep = replace(arch, num_layers=times * arch.num_layers)
+        if not scheme.ours and _weights(scheme, arch) == _weights(scheme, deep):
+            raise NotApplicable("num_layers changes nothing in the model: let init and loss take arch")
         logs = [np.log(_measured(scheme, model, seed).amplification) for model in (arch, deep)]
         slopes = (logs[1] - logs[0]) / np.log(times)
         exponent = float(slopes.mean())
@@ -180,6 +189,13 @@ def growth_exponent(scheme: Scheme, arch: Architecture, seed: int, alpha: float,
         what = f"slope of log amplification in log num_layers, {arch.num_layers} to {deep.num_layers} blocks"
     topic = derived.topic if derived else "telescoping"
     return None if exponent <= highest else Finding(what, exponent, -np.inf, highest, topic)
+
+
+def _weights(scheme: Scheme, arch: Architecture) -> list[tuple[int, ...]]:
+    """Shapes of a model's parameters."""
+    return [
+        leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(lambda key: scheme.init(key, arch), jax.random.key(0)))
+    ]
 
 
 def _exponent(derived: Growth) -> float:
@@ -234,11 +250,6 @@ def _has_places(scheme: Scheme, limits: Limits) -> str:
     return "the loss marks no places of the stream: give it a parameter place, and write x = place(x) at each"
 
 
-def _deepens(scheme: Scheme, limits: Limits) -> str:
-    deep = "" if scheme.deepens else "num_layers changes nothing in the model: let init and loss take arch"
-    return _has_places(scheme, limits) or deep
-
-
 def _growth_proof(scheme: Scheme, held: dict[str, Any], limits: Limits) -> str | Architecture | None:
     """Nothing else of an architecture changes the class of one block, embedding and attention."""
     derived = True
@@ -265,7 +276,7 @@ OF_STREAM = (
     Property("amplification", "gradients grow by less than a budget from the last block to the first", amplification,
              _networks, _has_places, costly=True, anchors=_gated),
     Property("growth_exponent", "the amplification grows with depth no faster than a power", growth_exponent, _networks,
-             _deepens, _growth_proof, costly=True, anchors=_gated),
+             _has_places, _growth_proof, costly=True, anchors=_gated),
     Property("two_requirements", "sub-layers are small and the shortcut is large", two_requirements,
              _of_published_depth, _is_ours, costly=True),
     Property("predicted", "stream and gradient are what the theory predicts", predicted, _networks, _is_ours,
