@@ -34,7 +34,7 @@ def test_gradient_below_the_last_norm_against_autodiff() -> None:
             num_layers=1, d_model=WIDTH, seq_len=16, vocab_size=64, norm_epsilon=EPSILON, initialization=flat,
             embedding=float(std),
         )  # fmt: skip
-        measured = measure(arch, batch_size=4, seeds=4)
+        measured = measure(arch, batch_size=4, seeds=4, quick=True)
         norms.append(np.sqrt(np.square(measured.gradient_norm[:, -1]).mean()))
         assert measured.shortcut_std.mean() == pytest.approx(std, rel=0.02)
     predicted = stream_gradient(1.0, STDS, EPSILON, WIDTH)
