@@ -13,6 +13,7 @@ import sympy as sp
 from sympy.printing.str import StrPrinter
 
 from theory.latex import display, formula, words
+from theory.mathml import MathMLPrinter
 
 if TYPE_CHECKING:
     from theory.derivation import Check, Derivation
@@ -66,7 +67,7 @@ def mathml(derivation: "Derivation", check: "Check | None" = None) -> str:
 
 def statement_mathml(statement: sp.Basic) -> str:
     """One statement as a <math> element, well-formed on its own."""
-    body = sp.mathml(statement, printer="presentation")
+    body = MathMLPrinter().doprint(statement)
     body = body.replace("<mo><</mo>", "<mo>&lt;</mo>").replace("<mo>></mo>", "<mo>&gt;</mo>")
     body = re.sub(r"&#(x[0-9A-Fa-f]+|\d+)(?![0-9A-Fa-f;])", r"&#\1;", body)
     body = re.sub(r"&(?!lt;|gt;|amp;|quot;|apos;|#)(\w+);", lambda m: html.unescape(m.group(0)), body)

@@ -1,6 +1,7 @@
 """Every derivation re-proves; a mutated step does not; every rendering is well-formed."""
 
 import dataclasses
+import re
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -8,9 +9,10 @@ import sympy as sp
 
 from theory import notation as s
 from theory.derivation import Derivation, Step, at, derive, equation, topics
-from theory.rendering import plain
+from theory.rendering import plain, statement_mathml
 
 TOPICS = tuple(topics())
+X, Y = sp.symbols("x y")
 
 
 @pytest.mark.parametrize("name", TOPICS)
@@ -72,13 +74,16 @@ def test_a_statement_of_one_thing_twice_is_refused() -> None:
     """Where SymPy has put in what was to be shown: the step would say nothing, and hold whatever the formula."""
     with pytest.raises(ValueError, match="statement: both sides are 9\\*d, which says nothing; keep one as it is"):
         Step(equation(s.C_ffn.subs(s.C_ffn, 9 * s.d), 9 * s.d), "at d_ff = 4 d")
-    assert Derivation("t", "t", (Step(equation(at(s.C_ffn, {s.C_ffn: 9 * s.d}), 9 * s.d), "same"),)).check()
+    for value, holds in ((9 * s.d, True), (8 * s.d, False)):
+        step = Step(equation(at(s.C_ffn, {s.C_ffn: 9 * s.d}), value), "as it is written")
+        assert Derivation("t", "t", (step,)).check().holds == holds
 
 
 def test_values_put_in_are_read_as_such() -> None:
     x = s.sigma_x
-    assert plain(equation(at(x * s.d, {x: 2, s.N: 7}), 2 * s.d)) == "(d*sigma_x at sigma_x = 2) = 2*d"
-    assert at(s.d + 1, {x: 2}) == s.d + 1
+    assert plain(equation(at(x * s.d, {x: 2}), 2 * s.d)) == "(d*sigma_x at sigma_x = 2) = 2*d"
+    with pytest.raises(ValueError, match=r"^values: d\*sigma_x has no N; give values of what it has"):
+        at(x * s.d, {x: 2, s.N: 7})
     assert plain(equation(sp.Limit(1 / x, x, sp.oo), 0)) == "Limit(1/sigma_x, sigma_x -> oo) = 0"
     assert plain(equation(sp.Limit(1 / x, x, 0), sp.oo)) == "Limit(1/sigma_x, sigma_x -> 0+) = oo"
 
@@ -112,6 +117,24 @@ def test_mathml_shows_greek_and_subscripts() -> None:
     markup = derive("feed_forward_bound").to_mathml()
     assert "<mi>ffn</mi>" in markup and "‖" in markup
     assert "&#963;" in markup or "σ" in markup
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        (equation(at(X + 1, {X: 2}), 3), "(x+1)|x=2=3"),
+        (equation(at(X * Y, {X: 2, Y: 3}), 6), "(xy)|x=2y=3=6"),
+        (equation(sp.Derivative(X**2 + 1, X), 2 * X), "ⅆⅆx(x2+1)=2x"),
+        (equation(sp.Derivative(X**2, X), 2 * X), "ⅆⅆxx2=2x"),
+        (equation(sp.Limit(1 / X + 1, X, sp.oo), 1), "limx→∞(1+1x)=1"),
+        (equation(sp.Product(X + Y, (Y, 1, 2)), 3), "∏y=12(x+y)=3"),
+        (equation(sp.Product(Y * X, (Y, 1, 2)), 3), "∏y=12xy=3"),
+    ],
+)
+def test_mathml_brackets_what_a_sign_is_of(statement: sp.Basic, said: str) -> None:
+    """SymPy alone writes d/dx x^2 + 1 for the derivative of a sum, and subs and product as functions."""
+    text = "".join(ET.fromstring(statement_mathml(statement)).itertext())
+    assert re.sub(r"[\s\u2062\u2061]", "", text) == said
 
 
 def test_unknown_topic_names_the_choices() -> None:
