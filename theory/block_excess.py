@@ -283,6 +283,7 @@ def block_excess() -> tuple[Step, ...]:
     total = size_after(post, ("attention",))
     summed = equation(s.slope_post, 1 / total)
     plain = dict.fromkeys((s.shortcut_factor, s.branch_factor, s.input_factor), 1)
+    paths = sum(excess(pre, piece).subs(gaussian) for piece in PIECES[:2])
     given = (
         (layer, "the feed-forward layer between its norms, at Gaussian norms; epsilon = 0 from here on"),
         (unnormed, "no norm on the input: its factor alone"),
@@ -305,12 +306,7 @@ def block_excess() -> tuple[Step, ...]:
             SNM + ", equation 15 [secondary]",
         ),
         Step(
-            equation(at(
-                    sum(excess(pre, piece).subs(gaussian) for piece in PIECES[:2]),
-                    plain | {s.temperature: 1, s.steepness: 1},
-                ),
-                attention.EXCESS,
-            ),
+            equation(at(paths, plain | {s.temperature: 1, s.steepness: 1}), attention.EXCESS),
             "pre-LN, attention, values and scores: the paper's",
             SNM + ", equation 20 [secondary]",
         ),

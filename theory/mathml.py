@@ -22,32 +22,22 @@ class MathMLPrinter(MathMLPresentationPrinter):
         return self._of(row, e.function)
 
     def _print_Subs(self, e: sp.Subs) -> Any:
-        bar, values = self._element("mo", "|"), self.dom.createElement("mtable")
-        for symbol, value in zip(e.variables, e.point, strict=True):
-            cell = self._nested("mtr", "mtd", "mrow")
-            for part in (self._print(symbol), self._element("mo", "="), self._print(value)):
-                cell.firstChild.firstChild.appendChild(part)
-            values.appendChild(cell)
-        at, row = self.dom.createElement("msub"), self.dom.createElement("mrow")
-        at.appendChild(bar)
-        at.appendChild(values)
-        row.appendChild(self.parenthesize(e.expr, PRECEDENCE["Mul"]))
-        row.appendChild(at)
-        return row
+        values = (
+            self._element("mtd", self._print(symbol), self._element("mo", "="), self._print(value))
+            for symbol, value in zip(e.variables, e.point, strict=True)
+        )
+        table = self._element("mtable", *(self._element("mtr", cell) for cell in values))
+        bar = self._element("msub", self._element("mo", "|"), table)
+        return self._element("mrow", self.parenthesize(e.expr, PRECEDENCE["Mul"]), bar)
 
     def _of(self, row: Any, expression: sp.Expr) -> Any:
         """The row with its last child, that expression, in brackets where it is a sum."""
         row.replaceChild(self.parenthesize(expression, PRECEDENCE["Mul"], strict=True), row.lastChild)
         return row
 
-    def _element(self, name: str, text: str) -> Any:
+    def _element(self, name: str, *children: Any) -> Any:
+        """children: other elements, or text."""
         element = self.dom.createElement(name)
-        element.appendChild(self.dom.createTextNode(text))
-        return element
-
-    def _nested(self, *names: str) -> Any:
-        first, *rest = names
-        element = self.dom.createElement(first)
-        if rest:
-            element.appendChild(self._nested(*rest))
+        for child in children:
+            element.appendChild(self.dom.createTextNode(child) if isinstance(child, str) else child)
         return element
