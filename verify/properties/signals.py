@@ -39,6 +39,8 @@ _SMALL = (Widths(8, 2, 1, 32, 11, 4), Widths(32, 4, 2, 128, 50, 8))
 _PUBLISHED = (Widths(256, 4, 4, 1024, 512, 64), Widths(256, 4, 2, 640, 256, 64))
 _DEPTHS = (2, 4, 8)
 _DEEP = 4
+_OF_ANY_STREAM = "telescoping"
+"""the derivation that is named for models of one's own"""
 
 
 def _fixed_by_default(scheme: Scheme) -> dict[str, Any]:
@@ -155,8 +157,14 @@ def stream_band(scheme: Scheme, arch: Architecture, seed: int, alpha: float, lim
     if ratio <= limit:
         return None
     what = f"standard deviation of the stream at place {high} over that at place {low}"
-    topic = "two_number_map" if scheme.ours else "telescoping"
-    return Finding(what, ratio, -np.inf, limit, topic, f"{stds[low]:.3g} and {stds[high]:.3g}")
+    return Finding(
+        what,
+        ratio,
+        -np.inf,
+        limit,
+        "two_number_map" if scheme.ours else _OF_ANY_STREAM,
+        f"{stds[low]:.3g} and {stds[high]:.3g}",
+    )
 
 
 def amplification(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
@@ -165,14 +173,14 @@ def amplification(scheme: Scheme, arch: Architecture, seed: int, alpha: float, l
     if found <= limits.amplification:
         return None
     what = "gradient norm at the first place over that at the last"
-    hint = "python -m theory recommend says what to change"
-    topic = growth(ruled(scheme, arch, seed)).topic if scheme.ours else "telescoping"
-    return Finding(what, found, -np.inf, limits.amplification, topic, hint if scheme.ours else "")
+    hint = "python -m theory recommend says what to change" if scheme.ours else ""
+    derived = _derived(scheme, arch, seed)
+    return Finding(what, found, -np.inf, limits.amplification, derived.topic if derived else _OF_ANY_STREAM, hint)
 
 
 def growth_exponent(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:
     """Test of `growth_exponent`: derived where there is a rule, else the slope from this depth to a multiple of it."""
-    derived = growth(ruled(scheme, arch, seed)) if scheme.ours else None
+    derived = _derived(scheme, arch, seed)
     if derived and (scheme.symbolic or scheme.declared is not None) and derived.kind != "not derived":
         exponent, highest = _exponent(derived), limits.growth_exponent
         what = f"derived exponent of the amplification ({derived.formula})"
@@ -187,8 +195,13 @@ def growth_exponent(scheme: Scheme, arch: Architecture, seed: int, alpha: float,
         reach = float(stats.t.isf(alpha, SEEDS - 1) * slopes.std(ddof=1) / np.sqrt(SEEDS))
         highest = limits.growth_exponent + reach
         what = f"slope of log amplification in log num_layers, {arch.num_layers} to {deep.num_layers} blocks"
-    topic = derived.topic if derived else "telescoping"
+    topic = derived.topic if derived else _OF_ANY_STREAM
     return None if exponent <= highest else Finding(what, exponent, -np.inf, highest, topic)
+
+
+def _derived(scheme: Scheme, arch: Architecture, seed: int) -> Growth | None:
+    """How the amplification grows; None for a model of one's own, which the theory does not know."""
+    return growth(ruled(scheme, arch, seed)) if scheme.ours else None
 
 
 def _weights(scheme: Scheme, arch: Architecture) -> list[tuple[int, ...]]:
