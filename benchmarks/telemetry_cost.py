@@ -18,6 +18,7 @@ import numpy as np
 
 from theory import Architecture
 from verify.training import loop
+from verify.training.compiled import programs
 from verify.training.corpus import load_corpus
 from verify.training.run import Chunk, Run
 
@@ -32,16 +33,15 @@ def step_times(run: Run, rounds: int) -> dict[str, np.ndarray]:
     chunk = Chunk(0, STEPS, STEPS, run.batch_size, run.arch.seq_len)
     tokens = jnp.asarray(loop._tokens(corpus, run, chunk)[None])
     rates, seeds = jnp.asarray([run.optimizer.learning_rate], jnp.float32), jnp.zeros(1, jnp.uint32)
-    programs = {
-        name: dataclasses.replace(run, spectral_norms=spectral).program() for name, (_, spectral) in KINDS.items()
-    }
-    states = {name: loop._start(seeds, program) for name, program in programs.items()}
+    kinds = {name: dataclasses.replace(run, spectral_norms=spectral).program() for name, (_, spectral) in KINDS.items()}
+    of = programs(run)
+    states = {name: of.begin(seeds, program.untrained()) for name, program in kinds.items()}
     times: dict[str, list[float]] = {name: [] for name in KINDS}
     for round_number in range(rounds + 1):
         for name in sorted(KINDS, reverse=bool(round_number % 2)):
             start = time.perf_counter()
-            states[name], telemetry = loop.advance(
-                states[name], rates, seeds, tokens, np.int32(run.steps), programs[name], KINDS[name][0]
+            states[name], telemetry = of.advance(
+                states[name], rates, seeds, tokens, np.int32(run.steps), kinds[name], KINDS[name][0]
             )
             jax.block_until_ready((states[name], telemetry))
             if round_number:  # the first compiles

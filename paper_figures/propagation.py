@@ -192,7 +192,7 @@ def _proxies(evidence: Evidence, scale: Scale) -> xr.Dataset:
         ]
         for one in wide
     ]
-    predicted = [_before_blocks(arch, predict(arch)) for arch in wide]
+    predicted = [_before_blocks(arch, predict(arch, networks=4 if scale.name == "tiny" else None)) for arch in wide]
     both = ("gradient", "std")
     return xr.Dataset(
         {f"wide_{name}": (("recipe", "block"), [one[place] for one in predicted]) for place, name in enumerate(both)}

@@ -75,9 +75,17 @@ class Addition:
 
     def compiled(self, *expressions: sp.Expr) -> Callable[..., list[np.ndarray]]:
         """The expressions as one function of arrays nu, rho, gamma, n, N, epsilon."""
-        tables = dual_tables(self.activation)
-        function = sp.lambdify(ARGUMENTS, list(expressions), modules=[tables, "numpy"], cse=True)
+        function = _function(self.activation, *expressions)
         return lambda *values: [np.asarray(value, np.float64) for value in function(*map(np.float64, values))]
+
+
+@lru_cache(maxsize=256)
+def _function(activation: Activation, *expressions: sp.Expr) -> Callable[..., list[np.ndarray]]:
+    """Made once for all depths and embeddings, which are arguments of it."""
+    made: Callable[..., list[np.ndarray]] = sp.lambdify(
+        ARGUMENTS, list(expressions), modules=[dual_tables(activation), "numpy"], cse=True
+    )
+    return made
 
 
 @dataclass(frozen=True)

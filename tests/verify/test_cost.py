@@ -12,7 +12,7 @@ import pytest
 from theory import Architecture
 from verify.sweeps import cost as module
 from verify.sweeps.cost import cost, device_bytes, lanes_that_fit, mesh_bytes, threads_that_fit
-from verify.training.loop import _start, advance
+from verify.training.compiled import programs
 from verify.training.mesh import MeshShape
 from verify.training.run import Run
 
@@ -30,11 +30,11 @@ SMALL = Architecture(num_layers=2, d_model=32, num_heads=2, seq_len=16)
 def test_a_lane_takes_no_more_memory_than_it_is_said_to_and_half_of_it_at_least(run, monkeypatch):
     lanes, steps = 2, 5
     seeds = jnp.zeros(lanes, jnp.uint32)
-    states = _start(seeds, run)
+    states = programs(run).begin(seeds, run.untrained())
     tokens = jax.ShapeDtypeStruct((lanes, steps, run.batch_size, run.arch.seq_len + 1), jnp.int32)
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # lowering builds a State of no arrays
     rates = jax.ShapeDtypeStruct((lanes,), jnp.float32)
-    compiled = advance.lower(states, rates, seeds, tokens, np.int32(steps), run).compile()
+    compiled = programs(run).advance.lower(states, rates, seeds, tokens, np.int32(steps), run).compile()
     used = compiled.memory_analysis()
     size = used.argument_size_in_bytes + used.output_size_in_bytes + used.temp_size_in_bytes - used.alias_size_in_bytes
     assert size / lanes <= cost(run).lane_bytes <= 2 * size / lanes
@@ -93,6 +93,13 @@ def test_threads_and_lanes_fill_cores_and_memory_and_no_more(monkeypatch, backen
     assert threads_that_fit(runs) == threads
     assert lanes_that_fit(runs, threads) == lanes
     assert lanes_that_fit(runs, threads, most=2) == min(lanes, 2)
+
+
+@pytest.mark.parametrize(("steps", "lanes"), [(3, 4), (300, 2)])
+def test_a_program_of_little_training_is_not_compiled_by_every_thread(monkeypatch, steps, lanes):
+    """Four runs for two threads: all in one where compiling is what takes long, else two in each."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    assert lanes_that_fit([Run(SMALL, steps=steps, seed=seed) for seed in range(4)], 2) == lanes
 
 
 def test_the_largest_program_decides_how_many_run_at_a_time(monkeypatch):

@@ -10,8 +10,9 @@ import pytest
 import models
 from theory import Architecture
 from verify.measurement.measure import _draw, matrix_norms
+from verify.training.compiled import programs
 from verify.training.corpus import load_corpus
-from verify.training.loop import _start, _tokens, advance, outcome_of, train, train_lanes
+from verify.training.loop import _tokens, outcome_of, train, train_lanes
 from verify.training.optimizer import Optimizer
 from verify.training.run import Chunk, Run
 
@@ -104,7 +105,7 @@ def test_every_place_and_layer_is_what_autodiff_and_the_forward_pass_say(trained
 
 def test_a_chunk_that_reaches_beyond_the_last_step_changes_nothing():
     """Stopped after 3 steps, given tokens for 5: whatever the last two are, the state is that after the third."""
-    program = RUN.program()
+    program, of = RUN.program(), programs(RUN)
     corpus = load_corpus("zipf", 32)
     first = np.stack([_tokens(corpus, RUN, Chunk(0, 3, 5, 4, 8))])
     other = first.copy()
@@ -112,7 +113,9 @@ def test_a_chunk_that_reaches_beyond_the_last_step_changes_nothing():
     rates, seeds = jnp.asarray([1e-2], jnp.float32), jnp.zeros(1, jnp.uint32)
 
     def end(tokens):
-        return advance(_start(seeds, program), rates, seeds, tokens, np.int32(3), program, observed=False)[0]
+        return of.advance(
+            of.begin(seeds, program.untrained()), rates, seeds, tokens, np.int32(3), program, observed=False
+        )[0]
 
     ends = [end(tokens) for tokens in (first, other)]
     jax.tree.map(np.testing.assert_array_equal, ends[0], ends[1])
@@ -188,7 +191,7 @@ def test_bfloat16_is_near_and_keeps_weights_in_float32(plain):
     small = dataclasses.replace(run, optimizer=dataclasses.replace(OPTIMIZER, learning_rate=1e-5, clip=0.0))
     moved = train(small)["update_rms"]
     seeds = jnp.zeros(1, jnp.uint32)
-    state = _start(seeds, run.program())
+    state = programs(run).begin(seeds, run.untrained())
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.params)) and np.all(moved > 0)
 
 

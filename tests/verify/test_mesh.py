@@ -18,8 +18,9 @@ from verify.sweeps import on_mesh, store
 from verify.sweeps.on_mesh import train_missing_on
 from verify.sweeps.standing import standings
 from verify.sweeps.unit import Unit, lock
+from verify.training import step
 from verify.training.checkpoint import DamagedCheckpoint
-from verify.training.loop import _start, train, train_lanes
+from verify.training.loop import train, train_lanes
 from verify.training.mesh import MeshShape, join, put_tokens, tree_shardings
 from verify.training.run import Run
 from verify.training.sharded_checkpoint import ShardedCheckpoint
@@ -53,7 +54,7 @@ def test_the_loss_is_that_of_one_device(run, shape):
 def test_every_matrix_lies_in_parts():
     """Query, up and head: input over fsdp, output over tensor; output and down turned; norms and counters whole."""
     mesh = MeshShape(2, 2, 2).mesh()
-    states = jax.eval_shape(lambda: _start(jnp.zeros(1, jnp.uint32), RUN.program()))
+    states = jax.eval_shape(lambda: step.begin(jnp.zeros(1, jnp.uint32), RUN.untrained()))
     layout = tree_shardings(mesh, states)
     parts = {
         jax.tree_util.keystr(path).removeprefix(".params"): sharding.shard_shape(leaf.shape)

@@ -13,6 +13,7 @@ import xarray as xr
 from theory import Architecture, Embedding
 from theory.notation import d
 from verify.sweeps import store
+from verify.training.loop import train
 from verify.training.optimizer import Optimizer
 from verify.training.run import Run
 from verify.training.telemetry import VARIABLES
@@ -32,6 +33,14 @@ def test_what_is_saved_is_loaded_and_describes_itself(tmp_path):
     assert loaded.attrs["jax_version"] and loaded.attrs["device"] and loaded.attrs["python"]
     assert store.attributes(path).items() >= loaded.attrs.items()
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_what_is_loaded_is_what_xarray_reads(tmp_path):
+    """Of a real run: names of matrices, dimensions without values, coordinates that index nothing, certificates."""
+    run = dataclasses.replace(RUN, steps=4, certify_every=2, spectral_norms=True)
+    path = store.save(run, train(run), tmp_path)
+    with xr.open_dataset(path, engine="h5netcdf") as opened:
+        xr.testing.assert_identical(store.load(path), opened.load())
 
 
 def test_every_field_decides_the_name(tmp_path):

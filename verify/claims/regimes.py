@@ -12,8 +12,17 @@ BY_HEART, NO_VANISHING, LONGER = "full batch", "full batch, epsilon 1e-4", "full
 METHODS = (VANILLA, "scaled")
 
 
+_AT_TINY = (AS_IT_IS, "rate / 2", BY_HEART, "length x 4", "words", "bfloat16")
+"""one setting of each kind: of another number, data, shape, alphabet and program"""
+
+
 def settings(scale: Scale) -> dict[str, dict[str, Any]]:
     """By name, the fields in which each differs from `stand_in`; as many tokens a step, but where the batch differs."""
+    found = _settings(scale)
+    return {name: found[name] for name in _AT_TINY} if scale.name == "tiny" else found
+
+
+def _settings(scale: Scale) -> dict[str, dict[str, Any]]:
     run = stand_in(scale)
     arch, rate, batch, steps = run.arch, run.optimizer.learning_rate, run.batch_size, run.steps
     return {

@@ -22,8 +22,9 @@ from models.transformer import Factors, add, embed, factors_of
 from theory import Architecture
 from theory.block import block as block_scheme
 from verify.measurement.measure import matrix_norms
+from verify.training.compiled import programs
 from verify.training.corpus import load_corpus
-from verify.training.loop import advance, batch, begin
+from verify.training.loop import batch, begin
 from verify.training.run import Run
 from verify.training.state import State
 
@@ -89,7 +90,7 @@ def measure_coordinates(run: Run, seeds: int, advanced: Callable[[int], None] | 
     """
     if seeds < 1:
         raise ValueError(f"seeds: must be at least 1, got {seeds}")
-    program, arch = run.program(), run.arch
+    program, arch, of = run.program(), run.arch, programs(run)
     corpus = load_corpus(run.corpus, arch.vocab_size)
     lanes = [dataclasses.replace(run, seed=run.seed + lane) for lane in range(seeds)]
     numbers = jnp.asarray([lane.seed for lane in lanes], jnp.uint32)
@@ -103,7 +104,7 @@ def measure_coordinates(run: Run, seeds: int, advanced: Callable[[int], None] | 
         coordinates = chunk.batch_size * chunk.seq_len * arch.d_model
         for step in range(chunk.start, chunk.stop):
             tokens = np.stack([batch(corpus, lane, chunk, step)[None] for lane in lanes])
-            states, one = advance(states, rates, numbers, jnp.asarray(tokens), np.int32(run.steps), program)
+            states, one = of.advance(states, rates, numbers, of.put(tokens), np.int32(run.steps), program)
             telemetry = {name: values[:, 0] for name, values in jax.device_get(one).items()}
             telemetry["place_gradient_norm"] = telemetry["place_gradient_norm"] / np.sqrt(coordinates)
             taken.append(telemetry)

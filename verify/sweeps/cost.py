@@ -15,6 +15,7 @@ import numpy as np
 import models
 from theory.architecture import Architecture
 from theory.parameter_count import num_parameters
+from verify.training.compiled import quick
 from verify.training.mesh import MeshShape
 from verify.training.run import Run
 
@@ -30,19 +31,8 @@ class Cost:
 
 
 def cost(run: Run) -> Cost:
-    """Forward and backward take 6 operations a matrix entry and token, and 12 N d T a token in attention.
-
-    Of the blocks a third more where their activations are computed again. Source: PaLM, arXiv 2204.02311, appendix B;
-    here only entries that multiply count, so no embedding but a tied head.
-    """
-    arch, tokens, flops = run.arch, 0, 0.0
-    matrices, head = num_parameters(arch, embeddings=False), arch.d_model * arch.vocab_size
-    for chunk in run.chunks():
-        seen = (chunk.stop - chunk.start) * chunk.batch_size * chunk.seq_len
-        blocks = 6 * matrices + 12 * arch.num_layers * arch.d_model * chunk.seq_len
-        tokens += seen
-        flops += ((4 / 3 if run.recompute else 1) * blocks + 6 * head) * seen
-    return Cost(num_parameters(arch), tokens, flops, int(_SLACK * sum(_most(run))))
+    """Memory apart, what the run says of itself."""
+    return Cost(num_parameters(run.arch), run.tokens, run.flops, int(_SLACK * sum(_most(run))))
 
 
 _SLACK = 1.25
@@ -62,7 +52,7 @@ def _most(run: Run) -> tuple[int, int]:
     return max(weights), max(activations)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _sizes(arch: Architecture, batch_size: int, seq_len: int, switches: models.Switches) -> tuple[int, int]:
     """Bytes, from shapes alone, without compiling: six copies of the weights; what backward keeps, and logits twice."""
     tokens = jax.ShapeDtypeStruct((batch_size, seq_len + 1), jnp.int32)
@@ -105,9 +95,11 @@ def lanes_that_fit(runs: Sequence[Run], threads: int, most: int | None = None) -
 
     Decided by what the machine has, not by what is free at the moment, so that it is the same at the next start.
     """
-    most = most or (_CPU_LANES if jax.default_backend() == "cpu" else _MOST_LANES)
+    brief = quick(runs[0])  # then compiling is what takes long: one program of one number of lanes
+    if most is None:
+        most = _CPU_LANES if jax.default_backend() == "cpu" and not brief else _MOST_LANES
     room = device_bytes() // (threads * cost(runs[0]).lane_bytes)
-    return int(min(max(room, 1), most, -(-len(runs) // threads)))
+    return int(min(max(room, 1), most, len(runs) if brief else -(-len(runs) // threads)))
 
 
 def device_bytes() -> int:

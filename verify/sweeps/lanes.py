@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from itertools import groupby
 from pathlib import Path
 
 from verify.sweeps import store
@@ -113,10 +112,12 @@ class _Stopped(Exception):
 
 
 def side_by_side(runs: Sequence[Run], lanes: int | None) -> tuple[list[list[Run]], int]:
-    """Neighbours that share a program, as many as advance together, and how many of these groups at a time."""
+    """Runs that share a program, as many as advance together, and how many of these groups at a time."""
     groups, threads = [], threads_that_fit(runs)
-    for _, same in groupby(runs, Run.program):
-        alike = list(same)
+    same: dict[Run, list[Run]] = {}
+    for run in runs:
+        same.setdefault(run.program(), []).append(run)
+    for alike in same.values():
         width = lanes_that_fit(alike, threads, lanes)
         groups += [alike[start : start + width] for start in range(0, len(alike), width)]
     return groups, min(threads, len(groups))

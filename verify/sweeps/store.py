@@ -71,21 +71,47 @@ def write_dataset(path: Path, dataset: xr.Dataset, encoding: Mapping[str, Any] |
 
 
 def load(path: Path) -> xr.Dataset:
-    """The run's dataset, in memory. Raises ValueError that names a damaged or foreign file and says what to do."""
-    with _reading(path), xr.open_dataset(path, engine="h5netcdf") as opened:
-        dataset = opened.load()
-    _require_ours(path, dataset.attrs)
+    """The run's dataset, in memory, at a fifth of the time that xarray takes for its own file.
+
+    Raises ValueError that names a damaged or foreign file and says what to do.
+    """
+    with _reading(path), h5py.File(path) as file:
+        values = _attributes(file)
+        variables = {name: _variable(name, item) for name, item in file.items() if _NO_VARIABLE not in _name(item)}
+        coordinates = {name for item in file.values() for name in str(item.attrs.get("coordinates", "")).split()}
+        dataset = xr.Dataset(variables, attrs=values).set_coords(coordinates)
+    _require_ours(path, values)
     return dataset
 
 
 def attributes(path: Path) -> dict[str, Any]:
-    """The dataset's attributes alone, at a tenth of `load`'s time; every value is read, so it raises as that does."""
+    """The dataset's attributes alone, at a third of `load`'s time; every value is read, so it raises as that does."""
     with _reading(path), h5py.File(path) as file:
-        values = {name: value.item() if hasattr(value, "item") else value for name, value in file.attrs.items()}
+        values = _attributes(file)
         for variable in file.values():
             variable[()]
     _require_ours(path, values)
     return values
+
+
+_NO_VARIABLE = b"netCDF dimension but not a netCDF variable"
+_FORMAT = ("CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST", "coordinates")
+"""attributes that netCDF-4 needs for itself, beside those that begin with a line"""
+
+
+def _variable(name: str, item: h5py.Dataset) -> xr.Variable:
+    of = [name] if item.is_scale else [item.dims[axis][0].name.rpartition("/")[2] for axis in range(item.ndim)]
+    values = item.asstr()[()] if h5py.check_string_dtype(item.dtype) else item[()]
+    return xr.Variable(of, values, _attributes(item))
+
+
+def _attributes(item: h5py.Dataset | h5py.File) -> dict[str, Any]:
+    written = ((name, value) for name, value in item.attrs.items() if name not in _FORMAT and name[0] != "_")
+    return {name: value.item() if hasattr(value, "item") else value for name, value in written}
+
+
+def _name(item: h5py.Dataset) -> bytes:
+    return bytes(item.attrs.get("NAME", b""))
 
 
 @contextmanager

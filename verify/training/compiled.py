@@ -1,12 +1,84 @@
-"""Compiled programs and the room they take in a process."""
+"""Compiled programs: which a run has, with how much care they are compiled, and the room they take in a process."""
 
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache, lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from models.parameters import Transformer
+from verify.measurement.measure import QUICK
+from verify.training import step
+from verify.training.mesh import put_tokens, replicated, tree_shardings
+from verify.training.run import Run
+from verify.training.state import State
+from verify.training.telemetry import Telemetry
 
 _MAPS = Path("/proc/self/maps")
 _MOST_MAPS = Path("/proc/sys/vm/max_map_count")
+_FEW_FLOPS = 1e9
+"""of a run that takes a CPU a second, compiled quickly, which is less than compiling its program well takes"""
+
+
+@dataclass(frozen=True)
+class Programs:
+    """`step.begin`, `step.advance` and `step.held_out_loss`, compiled; put: tokens onto the devices."""
+
+    begin: Callable[[Array, Run], State]
+    advance: Callable[..., tuple[State, Telemetry]]
+    held_out_loss: Callable[[Transformer, Array, Run], Array]
+    put: Callable[[np.ndarray], Array] = jnp.asarray
+
+
+def programs(run: Run, one_core: bool = False) -> Programs:
+    """Those of a run on one device. one_core: on a CPU, steps leave the other cores to threads that train others."""
+    return _on_one_device(quick(run), one_core)
+
+
+@lru_cache(maxsize=8)
+def programs_on(mesh: Mesh, program: Run, lanes: int) -> Programs:
+    """Those of so many lanes on the devices of a mesh, as `verify.training.mesh` cuts them."""
+    seeds, options = jax.ShapeDtypeStruct((lanes,), jnp.uint32), _options(quick(program))
+    start = jax.eval_shape(partial(step.begin, run=program.untrained()), seeds)
+    states, rest = tree_shardings(mesh, start), replicated(mesh)
+    return Programs(
+        _begin(compiler_options=options, out_shardings=states),
+        _advance(compiler_options=options, out_shardings=(states, rest)),
+        _held_out_loss(compiler_options=options, out_shardings=rest),
+        partial(put_tokens, mesh),
+    )
+
+
+def quick(run: Run) -> bool:
+    """Whether its programs are compiled quickly: by the run alone, lest its numbers hang on what is beside it."""
+    return jax.default_backend() == "cpu" and run.flops < _FEW_FLOPS
+
+
+def _options(quick: bool) -> dict[str, Any]:
+    return dict(QUICK) if quick else {}
+
+
+@cache
+def _on_one_device(quick: bool, one_core: bool) -> Programs:
+    options = _options(quick)
+    stepping = options | ({"xla_cpu_multi_thread_eigen": False} if one_core else {})
+    return Programs(
+        _begin(compiler_options=options),
+        _advance(compiler_options=stepping),
+        _held_out_loss(compiler_options=options),
+    )
+
+
+_begin = partial(jax.jit, step.begin, static_argnames="run")
+_advance = partial(jax.jit, step.advance, static_argnames=("program", "observed"), donate_argnames="states")
+_held_out_loss = partial(jax.jit, step.held_out_loss, static_argnames="run")
 
 
 def release_when_many(share: float = 0.5) -> bool:

@@ -4,11 +4,9 @@ A divergence is an outcome, not an exception: once a lane's loss or gradient is 
 are, its later values are NaN, and its neighbours never notice.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cache
 from typing import Any
 
 import jax
@@ -16,31 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Int
 
 import models
-from models.parameters import Transformer
 from theory import Architecture
 from verify.measurement.certify import certify
 from verify.training.checkpoint import Checkpoint, Recorded
+from verify.training.compiled import programs, programs_on
 from verify.training.corpus import Corpus, load_corpus
-from verify.training.mesh import put_tokens, replicated, tree_shardings
 from verify.training.run import Chunk, Run
 from verify.training.state import State
-from verify.training.telemetry import (
-    CERTIFIED,
-    VARIABLES,
-    Telemetry,
-    global_norm,
-    merged,
-    record,
-    singular_vectors,
-    spectral_norms,
-    tables,
-)
+from verify.training.telemetry import CERTIFIED, VARIABLES, tables
 
 _HELD_OUT_BATCHES = 8
-_DROPOUT = 1000  # folded into the seed's key; the kinds of matrix have lower numbers
 
 
 def train(run: Run) -> xr.Dataset:
@@ -71,11 +57,8 @@ def train_lanes(
     corpus = load_corpus(program.corpus, program.arch.vocab_size)
     seeds = jnp.asarray([run.seed for run in runs], jnp.uint32)
     rates = jnp.asarray([run.optimizer.learning_rate for run in runs], jnp.float32)
-    if mesh is None:
-        programs = _ON_ONE_CORE if one_core else _ON_ONE_DEVICE
-    else:
-        programs = _programs_on(mesh, program, len(runs))
-    states = programs.start(seeds, program)
+    of = programs(program, one_core) if mesh is None else programs_on(mesh, program, len(runs))
+    states = of.begin(seeds, program.untrained())
     done = 0
     recorded: list[Recorded] = []
     if checkpoint is not None:
@@ -87,7 +70,7 @@ def train_lanes(
         if chunk.start < done:
             continue
         tokens = np.stack([_tokens(corpus, run, chunk) for run in runs])
-        states, seen = programs.advance(states, rates, seeds, programs.put(tokens), np.int32(chunk.stop), program)
+        states, seen = of.advance(states, rates, seeds, of.put(tokens), np.int32(chunk.stop), program)
         taken = chunk.stop - chunk.start
         recorded.append({name: values[:, :taken] for name, values in jax.device_get(seen).items()})
         if program.certify_every:
@@ -98,7 +81,7 @@ def train_lanes(
         if advanced is not None:
             advanced(taken * len(runs))
     telemetry = {name: np.concatenate([chunk[name] for chunk in recorded], axis=1) for name in recorded[0]}
-    losses = np.asarray(programs.evaluate(states.params, programs.put(held_out), program))
+    losses = np.asarray(of.held_out_loss(states.params, of.put(held_out), program.untrained()))
     names = _table_names(program.arch)
     return [
         _dataset({name: values[lane] for name, values in telemetry.items()}, float(losses[lane]), program, names)
@@ -108,7 +91,7 @@ def train_lanes(
 
 def begin(run: Run) -> State:
     """The run before its first step, as one lane."""
-    return _start(jnp.asarray([run.seed], jnp.uint32), run.program())
+    return programs(run).begin(jnp.asarray([run.seed], jnp.uint32), run.untrained())
 
 
 def take(
@@ -121,159 +104,15 @@ def take(
     """
     begun = int(state.step[0])
     rates, seeds = jnp.asarray([run.optimizer.learning_rate], jnp.float32), jnp.asarray([run.seed], jnp.uint32)
-    state, seen = advance(state, rates, seeds, jnp.asarray(tokens[None]), np.int32(stop), run.program())
+    state, seen = programs(run).advance(state, rates, seeds, jnp.asarray(tokens[None]), np.int32(stop), run.program())
     return state, {name: values[0, : stop - begun] for name, values in jax.device_get(seen).items()}
 
 
 def dataset_of(run: Run, state: State, telemetry: dict[str, np.ndarray]) -> xr.Dataset:
     """The dataset of `train_lanes`, of the telemetry of a run's steps and the state after the last of them."""
     held_out = _held_out(load_corpus(run.corpus, run.arch.vocab_size), run)
-    loss = _evaluate(state.params, jnp.asarray(held_out[None]), run.program())
+    loss = programs(run).held_out_loss(state.params, jnp.asarray(held_out[None]), run.untrained())
     return _dataset(telemetry, float(loss[0]), run, _table_names(run.arch))
-
-
-def _advance(
-    states: State,
-    rates: Float[Array, " lanes"],
-    seeds: UInt32[Array, " lanes"],
-    tokens: Int[Array, "lanes steps batch seq_plus_1"],
-    stop: Int[Array, ""],
-    program: Run,
-    observed: bool = True,
-) -> tuple[State, Telemetry]:
-    """Take `steps` steps in every lane, but none from the step `stop` on.
-
-    observed=False records the loss alone, to time what the telemetry costs.
-    """
-    lane = partial(_scan, program=program, observed=observed)
-    return jax.vmap(lane, in_axes=(0, 0, 0, 0, None))(states, rates, seeds, tokens, stop)
-
-
-def _scan(
-    state: State,
-    peak: Float[Array, ""],
-    seed: UInt32[Array, ""],
-    tokens: Int[Array, "steps batch seq_plus_1"],
-    stop: Int[Array, ""],
-    program: Run,
-    observed: bool,
-) -> tuple[State, Telemetry]:
-    optimizer, transformation = program.optimizer, program.optimizer.transformation()
-    dropout = jax.random.fold_in(jax.random.key(seed), _DROPOUT) if program.dropout else None
-
-    def step(state: State, batch: Int[Array, "batch seq_plus_1"]) -> tuple[State, Telemetry]:
-        key = None if dropout is None else jax.random.fold_in(dropout, state.step)
-        total, seen, gradients, squares = _gradients(state.params, batch, key, program, observed)
-        with jax.numpy_dtype_promotion("standard"):  # Optax raises Python floats to integer powers
-            directions, moments = transformation.update(gradients, state.optimizer, state.params)
-            current = optimizer.rate(peak, program.steps, state.step)
-            updates = optimizer.updates(directions, state.params, current, peak)
-        norm = global_norm(gradients)
-        stopped = state.stopped | ~(jnp.isfinite(total) & jnp.isfinite(norm))
-        loss = total - program.z_loss * seen.log_z_square
-        telemetry = {"loss": loss}
-        if observed:
-            telemetry = record(loss, seen, squares, state.params, gradients, updates)
-            telemetry |= {"gradient_norm": norm, "learning_rate": current}
-        singular = state.singular
-        if observed and singular is not None:
-            singular, norms = spectral_norms(state.params, singular)
-            telemetry |= norms
-        telemetry = jax.tree.map(lambda x: jnp.where(state.stopped, jnp.nan, x), telemetry)
-        moved = jax.tree.map(jnp.add, state.params, updates)
-        new = State(moved, moments, state.step, stopped, singular)
-        beyond = state.step >= stop
-        kept = jax.tree.map(lambda old, new: jnp.where(stopped | beyond, old, new), state, new)
-        return dataclasses.replace(
-            kept, step=state.step + (~beyond).astype(jnp.int32), stopped=jnp.where(beyond, state.stopped, stopped)
-        ), telemetry
-
-    return jax.lax.scan(step, state, tokens)
-
-
-def _gradients(
-    params: Transformer, batch: Int[Array, "batch seq_plus_1"], key: Array | None, program: Run, observed: bool
-) -> tuple[Float[Array, ""], models.Observations, Transformer, Float[Array, " places"]]:
-    """Loss, what was seen, gradients, and the squared gradient norms at the places: of the batch as a whole."""
-    arch, parts = program.arch, program.accumulate
-    readings = jnp.zeros(arch.num_sublayers + 1, jnp.float32)
-
-    def part(batch: Int[Array, "batch seq_plus_1"], key: Array | None) -> tuple[Array, Any, Transformer, Array]:
-        differentiated = jax.value_and_grad(
-            lambda params, readings: models.loss(
-                params, batch, arch, readings if observed else None, program.switches, key
-            ),
-            argnums=(0, 1) if observed else (0,),
-            has_aux=True,
-        )
-        (loss, seen), (gradients, *squares) = differentiated(params, readings)
-        return loss, seen, gradients, squares[0] if observed else readings
-
-    if parts == 1:
-        return part(batch, key)
-
-    def add(total: Transformer, one: tuple[Array, Array | None]) -> tuple[Transformer, tuple[Array, Any, Array]]:
-        loss, seen, gradients, squares = part(*one)
-        return jax.tree.map(lambda total, one: total + one / parts, total, gradients), (loss, seen, squares)
-
-    split = batch.reshape(parts, -1, batch.shape[1])
-    keys = None if key is None else jax.random.split(key, parts)
-    zero = jax.tree.map(jnp.zeros_like, params)
-    gradients, (losses, seen, squares) = jax.lax.scan(add, zero, (split, keys))
-    return jnp.mean(losses), merged(seen), gradients, jnp.sum(squares, axis=0) / parts**2
-
-
-def _begin(seeds: UInt32[Array, " lanes"], program: Run) -> State:
-    def one(seed: UInt32[Array, ""]) -> State:
-        params = models.init(jax.random.key(seed), program.arch)
-        optimizer = program.optimizer.transformation().init(params)
-        singular = singular_vectors(params) if program.spectral_norms else None
-        return State(params, optimizer, jnp.zeros((), jnp.int32), jnp.zeros((), bool), singular)
-
-    return jax.lax.map(one, seeds)  # a vmapped generator takes XLA four times as long to compile
-
-
-def _held_out_loss(
-    params: Transformer, tokens: Int[Array, "lanes batch seq_plus_1"], program: Run
-) -> Float[Array, " lanes"]:
-    switches = dataclasses.replace(program.switches, dropout=0.0, z_loss=0.0)
-    return jax.vmap(lambda params, batch: models.loss(params, batch, program.arch, switches=switches)[0])(
-        params, tokens
-    )
-
-
-_start = jax.jit(_begin, static_argnames="program")
-_evaluate = jax.jit(_held_out_loss, static_argnames="program")
-_jit_advance = partial(jax.jit, _advance, static_argnames=("program", "observed"), donate_argnames="states")
-advance = _jit_advance()
-
-
-@dataclass(frozen=True)
-class _Programs:
-    """What is compiled of training, for certain devices; put: tokens onto them."""
-
-    start: Callable[[Array, Run], State]
-    advance: Callable[..., tuple[State, Telemetry]]
-    evaluate: Callable[[Transformer, Array, Run], Array]
-    put: Callable[[np.ndarray], Array]
-
-
-_ON_ONE_DEVICE = _Programs(_start, advance, _evaluate, jnp.asarray)
-_ON_ONE_CORE = dataclasses.replace(
-    _ON_ONE_DEVICE, advance=_jit_advance(compiler_options={"xla_cpu_multi_thread_eigen": False})
-)
-
-
-@lru_cache(maxsize=8)
-def _programs_on(mesh: Mesh, program: Run, lanes: int) -> _Programs:
-    seeds = jnp.zeros(lanes, jnp.uint32)
-    states, rest = tree_shardings(mesh, jax.eval_shape(lambda: _start(seeds, program))), replicated(mesh)
-    return _Programs(
-        jax.jit(_begin, static_argnames="program", out_shardings=states),
-        _jit_advance(out_shardings=(states, rest)),
-        jax.jit(_held_out_loss, static_argnames="program", out_shardings=rest),
-        partial(put_tokens, mesh),
-    )
 
 
 def _tokens(corpus: Corpus, run: Run, chunk: Chunk) -> np.ndarray:
@@ -305,6 +144,7 @@ def _certified(states: State, arch: Architecture, tokens: np.ndarray, due: bool)
     return found
 
 
+@cache
 def _table_names(arch: Architecture) -> tuple[str, ...]:
     return tables(jax.eval_shape(lambda: models.init(jax.random.key(0), arch)))
 

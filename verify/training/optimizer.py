@@ -86,6 +86,11 @@ class Optimizer:
         if self.clipping == "spam" and self.method != "adamw":
             raise ValueError(f"clipping: 'spam' cuts by Adam's second moment, which method {self.method!r} has not")
 
+    @property
+    def kind(self) -> "Optimizer":
+        """What decides of which arrays its state is, all else as it is by default."""
+        return Optimizer(self.method, clipping=self.clipping, clip=float(self.clip > 0))
+
     def rate(self, peak: Float[Array, ""], steps: int, step: Int[Array, ""]) -> Float[Array, ""]:
         """The rate at that step, counted from 0, of a run of so many steps."""
         floor = self.final_share if self.final_rate is None else self.final_rate / peak

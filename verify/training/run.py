@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from models import Switches
 from theory import Architecture
+from theory.parameter_count import num_parameters
 from verify.training.corpus import load_corpus
 from verify.training.optimizer import Optimizer
 
@@ -29,6 +30,11 @@ class Chunk:
     length: int
     batch_size: int
     seq_len: int
+
+    @property
+    def tokens(self) -> int:
+        """Of the steps that it takes."""
+        return (self.stop - self.start) * self.batch_size * self.seq_len
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,32 @@ class Run:
     def program(self) -> "Run":
         """What runs must share to advance together: all but the rate and the seed."""
         return dataclasses.replace(self, seed=0, optimizer=dataclasses.replace(self.optimizer, learning_rate=1.0))
+
+    def untrained(self) -> "Run":
+        """What decides its weights before the first step and its loss at given ones, all else as it is by default."""
+        return Run(
+            self.arch, self.optimizer.kind, forced_logit=self.forced_logit, precision=self.precision,
+            spectral_norms=self.spectral_norms,
+        )  # fmt: skip
+
+    @property
+    def tokens(self) -> int:
+        """That it trains on, each as often as it is seen."""
+        return sum(chunk.tokens for chunk in self.chunks())
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations: 6 a matrix entry and token forward and backward, 12 N d T a token in attention.
+
+        Of the blocks a third more where their activations are computed again. Source: PaLM, arXiv 2204.02311,
+        appendix B; here only entries that multiply count, so no embedding but a tied head.
+        """
+        arch, total = self.arch, 0.0
+        matrices, head = num_parameters(arch, embeddings=False), arch.d_model * arch.vocab_size
+        for chunk in self.chunks():
+            blocks = 6 * matrices + 12 * arch.num_layers * arch.d_model * chunk.seq_len
+            total += ((4 / 3 if self.recompute else 1) * blocks + 6 * head) * chunk.tokens
+        return total
 
     @property
     def switches(self) -> Switches:
