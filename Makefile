@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: report test lint benchmark clean
+.PHONY: report test coverage lint benchmark clean
 .DELETE_ON_ERROR:
 
 report: $(READY)
@@ -15,6 +15,10 @@ report: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+
+# lines and branches of theory/ that its own tests never reach
+coverage: $(READY)
+	$(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term $(ARGS) tests/theory
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -33,6 +33,12 @@ def at(expression: sp.Expr, values: Mapping[sp.Expr, sp.Expr | int]) -> sp.Expr:
     return sp.Subs(expression, tuple(values), tuple(values.values()))
 
 
+def where(expression: sp.Expr, values: Mapping[sp.Expr, sp.Expr | int]) -> sp.Expr:
+    """The expression `at` the values of those symbols that it has."""
+    here = {symbol: value for symbol, value in values.items() if expression.has(symbol)}
+    return at(expression, here) if here else expression
+
+
 @dataclass(frozen=True)
 class Step:
     """One step of a derivation.

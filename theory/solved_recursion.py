@@ -13,7 +13,7 @@ import numpy as np
 import sympy as sp
 
 from theory import notation as s
-from theory.derivation import Step, at, equation, topic
+from theory.derivation import Step, at, equation, topic, where
 from theory.function_of import function_of
 
 _QUARTER = sp.Rational(1, 4)
@@ -286,7 +286,7 @@ def gains() -> tuple[Step, ...]:
         steps += [
             Step(equation(sp.Derivative(function, rho), q * slope), f"{name}: Price's theorem", "Price 1958"),
             Step(
-                equation(at(function, {rho: 1}), q * (at(slope, {rho: 1}) if slope.has(rho) else slope)),
+                equation(at(function, {rho: 1}), q * where(slope, {rho: 1})),
                 f"{name}: homogeneous of degree 1, so forward and backward gain agree",
                 "Cho and Saul 2009",
             ),

@@ -16,7 +16,7 @@ from theory.activation import activation
 from theory.architecture import Architecture
 from theory.block import BLOCKS, PARTS, Block, block
 from theory.closed_form import Addition, Pair, Terms, addition, terms_of
-from theory.derivation import Step, at, equation, topic
+from theory.derivation import Step, equation, topic, where
 from theory.dual_expression import DUAL, MEAN, SLOPE_DUAL
 from theory.explicit_addition import GAINS, explicit_addition
 from theory.gaussian_moments import mean_products
@@ -136,7 +136,7 @@ def two_number_map() -> tuple[Step, ...]:
         size, pair, *_ = sub_layer(Architecture(activation="relu"), part)
         steps.append(
             Step(
-                equation(*(_where(moment, _ROWS_SUM_TO_ONE | {_RHO: 1}) for moment in (pair, size))),
+                equation(*(where(moment, _ROWS_SUM_TO_ONE | {_RHO: 1}) for moment in (pair, size))),
                 f"{part.replace('_', '-')}: equal tokens stay equal, rho = 1 is a fixed point (rows of A sum to 1)",
             )
         )
@@ -262,7 +262,7 @@ def _equal_gains() -> Iterator[Step]:
     size, _, back, _ = sub_layer(Architecture(activation="relu"), "attention")
     uniform = _ROWS_SUM_TO_ONE | {s.column_square: 2 - s.participation, _RHO: 1, _GAMMA: sp.Rational(1, 2)}
     reason = "there the gains agree, w = beta"
-    yield Step(equation(_where(back * _NU, uniform), _where(size, uniform)), f"attention: {reason}, at gamma = 1/2")
+    yield Step(equation(where(back * _NU, uniform), where(size, uniform)), f"attention: {reason}, at gamma = 1/2")
     size, _, back, _ = sub_layer(Architecture(activation="relu"), "feed_forward")
     for name in ("identity", "relu"):
         moments = terms_of(Architecture(activation=name)).dual(_Q, _RHO)
@@ -272,10 +272,4 @@ def _equal_gains() -> Iterator[Step]:
 
 def _kept(moments: Pair, q: sp.Expr, rho: sp.Expr) -> Pair:
     """The two moments at this variance and correlation, as they are written."""
-    return _where(moments[0], {_Q: q, _RHO: rho}), _where(moments[1], {_Q: q, _RHO: rho})
-
-
-def _where(moment: sp.Expr, values: dict[sp.Expr, sp.Expr]) -> sp.Expr:
-    """`at` the values of those symbols that this moment has."""
-    here = {symbol: value for symbol, value in values.items() if moment.has(symbol)}
-    return at(moment, here) if here else moment
+    return where(moments[0], {_Q: q, _RHO: rho}), where(moments[1], {_Q: q, _RHO: rho})

@@ -36,9 +36,9 @@ def test_what_is_saved_is_loaded_and_describes_itself(tmp_path):
 
 
 def test_what_is_loaded_is_what_xarray_reads(tmp_path):
-    """Of a real run: names of matrices, dimensions without values, coordinates that index nothing, certificates."""
+    """Of a real run: names of matrices, dimensions without values, coordinates that index nothing, truth values."""
     run = dataclasses.replace(RUN, steps=4, certify_every=2, spectral_norms=True)
-    path = store.save(run, train(run), tmp_path)
+    path = store.save(run, train(run).assign(kept=("step", np.array([True, False, True, True]))), tmp_path)
     with xr.open_dataset(path, engine="h5netcdf") as opened:
         xr.testing.assert_identical(store.load(path), opened.load())
 

@@ -197,10 +197,10 @@ def judge_lead(evidence: Evidence, scale: Scale) -> Verdict:
 
 
 def multiplier_runs(scale: Scale) -> tuple[Cell, ...]:
-    """Eight multipliers from the wide Vanilla's to 16 sqrt d, at scale tiny three, at half the rate."""
+    """Eight multipliers from the wide Vanilla's to 16 sqrt d, at scale tiny four, at half the rate."""
     run = stand_in(scale)
     width = run.arch.d_model
-    last = 2 if scale.name == "tiny" else 7
+    last = 3 if scale.name == "tiny" else 7
     multipliers = [float((width / WIDE) ** 0.5 * (16 * WIDE**0.5) ** (step / last)) for step in range(last + 1)]
     return tuple(
         Cell({"multiplier": value, "seed": seed},

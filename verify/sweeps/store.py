@@ -101,8 +101,8 @@ _FORMAT = ("CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST", "coordinates")
 
 def _variable(name: str, item: h5py.Dataset) -> xr.Variable:
     of = [name] if item.is_scale else [item.dims[axis][0].name.rpartition("/")[2] for axis in range(item.ndim)]
-    values = item.asstr()[()] if h5py.check_string_dtype(item.dtype) else item[()]
-    return xr.Variable(of, values, _attributes(item))
+    values, described = item.asstr()[()] if h5py.check_string_dtype(item.dtype) else item[()], _attributes(item)
+    return xr.Variable(of, values.astype(described.pop("dtype", values.dtype)), described)  # netCDF has no truth values
 
 
 def _attributes(item: h5py.Dataset | h5py.File) -> dict[str, Any]:
