@@ -27,12 +27,14 @@ def test_a_quadratic_in_the_participation_is_found_and_nothing_stays_nothing():
 
 
 @pytest.mark.parametrize("on_text", [False, True])
-@pytest.mark.parametrize("initialization", ["megatron", "xavier"])
-def test_what_is_read_off_is_what_is_followed(monkeypatch, initialization, on_text):
+@pytest.mark.parametrize(
+    ("initialization", "attention"), [("megatron", "standard"), ("xavier", "standard"), ("xavier", "qk_norm")]
+)
+def test_what_is_read_off_is_what_is_followed(monkeypatch, initialization, attention, on_text):
     """From 8, 16, 32 and 64 tokens to 150, which are few to learn a curve from: the worst place to 3, 10 and 25 %."""
     arch = Architecture(
         num_layers=2, d_model=256, num_heads=4, seq_len=150, vocab_size=500, initialization=initialization,
-        embedding="scaled",
+        embedding="scaled", attention=attention,
     )  # fmt: skip
     tokens = np.random.default_rng(0).geometric(0.02, size=(4, 151)).clip(max=499) if on_text else None
     followed = predict(arch, batch_size=4, tokens=tokens, networks=32)

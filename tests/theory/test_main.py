@@ -6,10 +6,11 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
-from theory import Architecture, predict
+from theory import Architecture, growth, predict
 from theory.__main__ import main
 
 SMALL = ["--arch.num-layers", "2", "--arch.d-model", "32", "--arch.seq-len", "8", "--arch.vocab-size", "16"]
@@ -101,6 +102,22 @@ def test_requirements(capsys: pytest.CaptureFixture[str]) -> None:
     assert outputs.strip().startswith("met by smaller attention.output, attention.value, feed_forward.down, feed_f")
     assert large.startswith("large shortcut    holds: ") and large.endswith(" is 1 (>= 0.5)")
     assert shortcut.strip().startswith("met by a larger shortcut factor; ")
+
+
+def test_the_growth_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every block, initialisation and embedding that there is, here one of each."""
+    few = partial(growth.growth_table, blocks=("post_ln",), initializations=("small",), embeddings=("scaled",))
+    monkeypatch.setattr(growth, "growth_table", few)
+    assert main(["growth", "--table", "--arch.activation", "relu"]) == 0
+    header, _, *rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert header == "| initialisation | post_ln |" and len(rows) == 1 and rows[0].startswith("| small")
+
+
+def test_what_is_as_narrow_as_a_stand_in_has_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recommend", *SMALL]) == 0
+    assert "Same propagation" not in capsys.readouterr().out
+    assert main(["recommend", *SMALL, "--proxy-width", "16"]) == 0
+    assert "Same propagation at d_model 16" in capsys.readouterr().out
 
 
 def test_growth(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from theory.block import BLOCKS
 from theory.embedding import EMBEDDINGS
 from theory.gram import Draws
 from theory.initialization import INITIALIZATIONS, OUTPUTS
+from theory.notation import d as width
 from theory.notation import fan_in
 from theory.random_attention import uniform_attention
 from theory.stream import Stream, embed
@@ -298,3 +299,34 @@ def test_a_stack_without_norms_may_explode_beyond_float32_squared():
 def test_bad_input(arguments, message):
     with pytest.raises(ValueError, match=message):
         predict(Architecture(), **arguments)
+
+
+def test_behind_a_norm_inside_attention_the_size_of_its_values_is_nothing():
+    """Only the values' own gradient is less by as much as they are larger."""
+    arch = Architecture(num_layers=2, d_model=64, num_heads=2, seq_len=8, vocab_size=32, block="sub_ln", tied=True)
+    rules = [
+        Initialization(
+            str(size), default=1 / sp.sqrt(fan_in), std={"attention.value": size / sp.sqrt(width)}, source=""
+        )
+        for size in (1, 8)
+    ]
+    small, large = (predict(dataclasses.replace(arch, initialization=rule), networks=8) for rule in rules)
+    np.testing.assert_allclose(large.gradient_norm, small.gradient_norm, rtol=1e-3)
+    for kind, norms in small.parameter_gradient_norm.items():
+        factor = 8 if kind == "attention.value" else 1
+        np.testing.assert_allclose(large.parameter_gradient_norm[kind], norms / factor, rtol=2e-3, err_msg=kind)
+
+
+def test_a_reparametrised_matrix_is_as_large_as_its_gain_whatever_it_was_drawn_from():
+    """sigma-reparametrisation: W / ‖W‖, so that the gradient of W is less by as much as W is larger."""
+    arch = Architecture(num_layers=2, d_model=64, num_heads=2, seq_len=8, vocab_size=32, attention="sigma_reparam")
+    tables = {"embedding": 1, "head": 1 / sp.sqrt(width)}
+    he, lecun = (
+        predict(dataclasses.replace(arch, initialization=Initialization(str(gain), default=sp.sqrt(gain / fan_in),
+                                                                        std=tables, source="a test")), networks=8)
+        for gain in (2, 1)
+    )  # fmt: skip
+    np.testing.assert_allclose(he.gradient_norm, lecun.gradient_norm, rtol=1e-5)
+    for kind in arch.matrices:
+        norms = lecun.parameter_gradient_norm[kind] / 2**0.5
+        np.testing.assert_allclose(he.parameter_gradient_norm[kind], norms, rtol=1e-4, err_msg=kind)

@@ -33,6 +33,17 @@ def test_what_no_argument_changes_is_not_solved():
     assert _smallest(lambda at: 3.0, 1.0, 2.0) is None
 
 
+def test_neither_is_what_lies_a_million_times_beyond_the_guess():
+    assert _smallest(lambda at: math.sqrt(1 + 1e7 * at**-0.5), 1.0, 2.0) is None
+
+
+@pytest.mark.parametrize("edge", [0.0013, 37.0, 900.0])
+def test_an_amplification_that_falls_all_at_once_is_met_above_the_edge(edge):
+    """No secant helps, and the steps run out near it."""
+    found = _smallest(lambda at: 100.0 if at < edge else 1 + 1e-7, 1.0, 2.0)
+    assert edge <= found < 1.01 * edge
+
+
 @pytest.mark.parametrize("initialization", ["megatron", "xavier", "gpt2"])
 def test_the_recommended_changes_meet_the_budget_and_hardly_less_does(initialization):
     arch = replace(SMALL, initialization=initialization)
