@@ -33,8 +33,7 @@ def load(name: str, scale: str, folder: Path) -> xr.Dataset:
     if not path.exists():
         command = f"python -m paper_figures {name} --scale {scale} --recompute"
         raise ValueError(f"data: none of figure {name} at scale {scale} in {folder}/; make them with: {command}")
-    with xr.open_dataset(path, engine="h5netcdf") as opened:
-        return opened.load()
+    return store.read_dataset(path)
 
 
 def series(

@@ -157,14 +157,8 @@ def stream_band(scheme: Scheme, arch: Architecture, seed: int, alpha: float, lim
     if ratio <= limit:
         return None
     what = f"standard deviation of the stream at place {high} over that at place {low}"
-    return Finding(
-        what,
-        ratio,
-        -np.inf,
-        limit,
-        "two_number_map" if scheme.ours else _OF_ANY_STREAM,
-        f"{stds[low]:.3g} and {stds[high]:.3g}",
-    )
+    topic = "two_number_map" if scheme.ours else _OF_ANY_STREAM
+    return Finding(what, ratio, -np.inf, limit, topic, f"{stds[low]:.3g} and {stds[high]:.3g}")
 
 
 def amplification(scheme: Scheme, arch: Architecture, seed: int, alpha: float, limits: Limits) -> Finding | None:

@@ -17,7 +17,7 @@ from verify.sweeps.unit import Unit, begun, held, unfinished_units
 from verify.training.checkpoint import Checkpoint, DamagedCheckpoint
 from verify.training.compiled import release_when_many
 from verify.training.loop import train_lanes
-from verify.training.run import Run
+from verify.training.run import Run, by_program
 
 POLL_SECONDS = 1.0
 
@@ -114,10 +114,7 @@ class _Stopped(Exception):
 def side_by_side(runs: Sequence[Run], lanes: int | None) -> tuple[list[list[Run]], int]:
     """Runs that share a program, as many as advance together, and how many of these groups at a time."""
     groups, threads = [], threads_that_fit(runs)
-    same: dict[Run, list[Run]] = {}
-    for run in runs:
-        same.setdefault(run.program(), []).append(run)
-    for alike in same.values():
+    for alike in by_program(runs):
         width = lanes_that_fit(alike, threads, lanes)
         groups += [alike[start : start + width] for start in range(0, len(alike), width)]
     return groups, min(threads, len(groups))

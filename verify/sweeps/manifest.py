@@ -17,7 +17,7 @@ from beartype.door import is_bearable
 from theory.architecture import Architecture
 from theory.presets import preset
 from verify.training.optimizer import Optimizer
-from verify.training.run import Run, changed
+from verify.training.run import Run, by_program, changed
 
 _NESTED = {"arch": Architecture, "optimizer": Optimizer}
 
@@ -65,11 +65,8 @@ def _sweep(described: dict[str, Any]) -> Sweep:
         if name in shared:
             raise ValueError(f"grid.{name}: is fixed in run too; give it in one of the two")
     base = preset(described["preset"]).arch if "preset" in described else Architecture()
-    made: dict[Run, list[Run]] = {}
-    for values in itertools.product(*grid.values()):
-        run = _run(base, shared | dict(zip(grid, values, strict=True)))
-        made.setdefault(run.program(), []).append(run)
-    runs = tuple(itertools.chain.from_iterable(made.values()))
+    made = [_run(base, shared | dict(zip(grid, values, strict=True))) for values in itertools.product(*grid.values())]
+    runs = tuple(itertools.chain.from_iterable(by_program(made)))
     if len(set(runs)) < len(runs):
         raise ValueError("grid: gives the same run more than once; every value of a list must differ")
     return Sweep(runs, tuple(name for name, values in grid.items() if len(values) > 1))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from verify.sweeps.cost import cost
 from verify.sweeps.lanes import side_by_side
 from verify.training.loop import train_lanes
-from verify.training.run import Run
+from verify.training.run import Run, by_program
 
 _CHUNKS = 3  # the first one has the compiling in it
 
@@ -26,8 +26,7 @@ class Speed:
 
     def seconds(self, runs: Sequence[Run]) -> float:
         """That these runs take, by their arithmetic: small models do less of it a second than large ones."""
-        programs = len({run.program() for run in runs})
-        return programs * self.compile_seconds + sum(cost(run).flops for run in runs) / self.flops
+        return len(by_program(runs)) * self.compile_seconds + sum(cost(run).flops for run in runs) / self.flops
 
 
 def measured(runs: Sequence[Run], lanes: int | None) -> Speed:
@@ -35,10 +34,7 @@ def measured(runs: Sequence[Run], lanes: int | None) -> Speed:
 
     Takes the compiling and `_CHUNKS` chunks of steps; writes nothing. Raises what `train_lanes` raises.
     """
-    alike: dict[Run, list[Run]] = {}
-    for run in runs:
-        alike.setdefault(run.program(), []).append(run)
-    largest = max(alike.values(), key=lambda same: sum(cost(run).flops for run in same))
+    largest = max(by_program(runs), key=lambda same: sum(cost(run).flops for run in same))
     groups, threads = side_by_side(largest, lanes)
     group = groups[0]
     share = cost(group[0]).flops / group[0].steps * len(group)

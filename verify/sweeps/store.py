@@ -71,17 +71,20 @@ def write_dataset(path: Path, dataset: xr.Dataset, encoding: Mapping[str, Any] |
 
 
 def load(path: Path) -> xr.Dataset:
-    """The run's dataset, in memory, at a fifth of the time that xarray takes for its own file.
-
-    Raises ValueError that names a damaged or foreign file and says what to do.
-    """
-    with _reading(path), h5py.File(path) as file:
-        values = _attributes(file)
-        variables = {name: _variable(name, item) for name, item in file.items() if _NO_VARIABLE not in _name(item)}
-        coordinates = {name for item in file.values() for name in str(item.attrs.get("coordinates", "")).split()}
-        dataset = xr.Dataset(variables, attrs=values).set_coords(coordinates)
-    _require_ours(path, values)
+    """The run's dataset, in memory. Raises ValueError that names a damaged or foreign file and says what to do."""
+    with _reading(path):
+        dataset = read_dataset(path)
+    _require_ours(path, dataset.attrs)
     return dataset
+
+
+def read_dataset(path: Path) -> xr.Dataset:
+    """What `write_dataset` wrote, in memory, at a fifth of the time that xarray takes for it."""
+    with h5py.File(path) as file:
+        items = {name: item for name, item in file.items() if _NO_VARIABLE not in bytes(item.attrs.get("NAME", b""))}
+        coordinates = {name for item in items.values() for name in str(item.attrs.get("coordinates", "")).split()}
+        variables = {name: _variable(name, item) for name, item in items.items()}
+        return xr.Dataset(variables, attrs=_attributes(file)).set_coords(coordinates)
 
 
 def attributes(path: Path) -> dict[str, Any]:
@@ -108,10 +111,6 @@ def _variable(name: str, item: h5py.Dataset) -> xr.Variable:
 def _attributes(item: h5py.Dataset | h5py.File) -> dict[str, Any]:
     written = ((name, value) for name, value in item.attrs.items() if name not in _FORMAT and name[0] != "_")
     return {name: value.item() if hasattr(value, "item") else value for name, value in written}
-
-
-def _name(item: h5py.Dataset) -> bytes:
-    return bytes(item.attrs.get("NAME", b""))
 
 
 @contextmanager

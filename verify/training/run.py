@@ -152,6 +152,14 @@ class Run:
                 yield Chunk(start, min(start + length, end), length, *sizes)
 
 
+def by_program(runs: Iterable[Run]) -> list[list[Run]]:
+    """Runs that may advance together, in the order in which the first of each comes."""
+    same: dict[Run, list[Run]] = {}
+    for run in runs:
+        same.setdefault(run.program(), []).append(run)
+    return list(same.values())
+
+
 def changed(run: Run, fields: Mapping[str, Any]) -> Run:
     """The run with other values of these fields; those of its model and optimizer are named arch.X and optimizer.X."""
     parts: dict[str, dict[str, Any]] = {"": {}, "arch": {}, "optimizer": {}}
