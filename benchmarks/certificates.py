@@ -29,8 +29,9 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 import models
+from models.factors import factors_of
 from models.linear import as_matrices
-from models.transformer import add, embed, factors_of
+from models.transformer import add, embed
 from theory import Architecture, bound
 from theory.activation import ACTIVATIONS
 from theory.architecture import NORMS, POSITIONS
@@ -106,7 +107,7 @@ def jacobian_norms(params: Any, tokens: jax.Array, arch: Architecture) -> jax.Ar
             x = addition(x)
         return x, jnp.stack(found)
 
-    stack = (params.blocks, factors_of(arch, params.embedding.dtype))
+    stack = (params.blocks, factors_of(arch, params.embedding.dtype).blocks)
     return jax.lax.scan(block, embed(params, tokens, arch), stack)[1].reshape(-1)
 
 

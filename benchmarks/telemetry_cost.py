@@ -20,7 +20,7 @@ from theory import Architecture
 from verify.training import loop
 from verify.training.compiled import programs
 from verify.training.corpus import load_corpus
-from verify.training.run import Chunk, Run
+from verify.training.run import Chunk, Run, lanes_of
 
 STEPS = 5
 SIZES = [(8, 64, 64), (6, 128, 64), (12, 256, 64)]  # num_layers, d_model, seq_len
@@ -32,16 +32,16 @@ def step_times(run: Run, rounds: int) -> dict[str, np.ndarray]:
     corpus = load_corpus(run.corpus, run.arch.vocab_size)
     chunk = Chunk(0, STEPS, STEPS, run.batch_size, run.arch.seq_len)
     tokens = jnp.asarray(loop._tokens(corpus, run, chunk)[None])
-    rates, seeds = jnp.asarray([run.optimizer.learning_rate], jnp.float32), jnp.zeros(1, jnp.uint32)
+    lanes = lanes_of([run])
     kinds = {name: dataclasses.replace(run, spectral_norms=spectral).program() for name, (_, spectral) in KINDS.items()}
     of = programs(run)
-    states = {name: of.begin(seeds, program.untrained()) for name, program in kinds.items()}
+    states = {name: of.begin(lanes, program.untrained()) for name, program in kinds.items()}
     times: dict[str, list[float]] = {name: [] for name in KINDS}
     for round_number in range(rounds + 1):
         for name in sorted(KINDS, reverse=bool(round_number % 2)):
             start = time.perf_counter()
             states[name], telemetry = of.advance(
-                states[name], rates, seeds, tokens, np.int32(run.steps), kinds[name], KINDS[name][0]
+                states[name], lanes, tokens, np.int32(run.steps), kinds[name], KINDS[name][0]
             )
             jax.block_until_ready((states[name], telemetry))
             if round_number:  # the first compiles

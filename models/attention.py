@@ -48,7 +48,7 @@ def attend(
     weights: Attention,
     z: Float[Array, "batch seq d"],
     arch: Architecture,
-    forced_logit: float | None = None,
+    forced_logit: float | Float[Array, ""] | None = None,
     rate: float = 0.0,
     key: PRNGKeyArray | None = None,
 ) -> tuple[Float[Array, "batch seq d"], dict[str, Float[Array, "batch seq _"]], AttentionSeen]:
@@ -83,7 +83,7 @@ def attend(
     allowed = jnp.broadcast_to(allowed, logits.shape)
     if forced_logit is not None:
         largest = jnp.max(jnp.where(allowed, jnp.abs(logits), 0), axis=(0, 3, 4), keepdims=True)
-        logits = logits * jax.lax.stop_gradient(forced_logit / jnp.maximum(largest, 1e-30))
+        logits = logits * jax.lax.stop_gradient(jnp.asarray(forced_logit, logits.dtype) / jnp.maximum(largest, 1e-30))
     masked = jnp.where(allowed, logits, -jnp.inf)
     probabilities = jax.nn.softmax(masked, axis=-1)
     seen = AttentionSeen(jnp.max(masked, axis=(0, 3, 4)).reshape(-1), _entropy(masked, probabilities), *lengths)

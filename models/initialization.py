@@ -15,15 +15,27 @@ from theory.block import block
 from theory.embedding import embedding
 from theory.initialization import MATRIX_KINDS, truncated_std
 
+Stds = dict[str, Float[Array, "*parts layers"]]
+"""By kind of matrix, the standard deviation in every layer; a table has one."""
 
-def init(key: PRNGKeyArray, arch: Architecture, dtype: DTypeLike = jnp.float32) -> Transformer:
+
+def stds_of(arch: Architecture, dtype: DTypeLike = jnp.float32) -> Stds:
+    """Those of an architecture."""
+    return {kind: jnp.asarray(arch.std(kind), dtype) for kind in MATRIX_KINDS}
+
+
+def init(
+    key: PRNGKeyArray, arch: Architecture, dtype: DTypeLike = jnp.float32, stds: Stds | None = None
+) -> Transformer:
     """Parameters of `arch`. Each kind of matrix has a key of its own, so switching one off leaves the others' draws.
 
-    Norm scales start at 1, biases at 0, learned factors of the branches where the block says.
+    Norm scales start at 1, biases at 0, learned factors of the branches where the block says. stds: in place of the
+    architecture's own.
     """
+    stds = stds_of(arch, dtype) if stds is None else stds
 
     def sample(kind: str) -> Float[Array, "..."]:
-        std = jnp.asarray(arch.std(kind), dtype)
+        std = stds[kind]
         kind_key = jax.random.fold_in(key, MATRIX_KINDS.index(kind))
         shape: tuple[int, ...] = arch.shape(kind)
         std = std[:, None, None] if "." in kind else std[0]

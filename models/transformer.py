@@ -11,11 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from models.attention import AttentionSeen, attend
 from models.dropout import dropout
+from models.factors import BlockFactors, Factors, factors_of
 from models.feed_forward import feed_forward
 from models.linear import product
 from models.normalization import normalize
@@ -24,7 +24,6 @@ from models.probes import probe
 from theory import Architecture
 from theory.block import PARTS
 from theory.block import block as block_scheme
-from theory.embedding import embedding as embedding_method
 from theory.positions import sinusoids
 
 
@@ -35,13 +34,14 @@ class Switches:
     recompute: a gradient keeps of every block what enters it, and computes the rest once more (Chen et al., arXiv
     1604.06174). dropout: rate, on the embedding, the attention probabilities, and every sub-layer's output.
     forced_logit: see `models.attention.attend`. z_loss: coefficient of the mean of log^2 Z that is added to the loss
-    (PaLM, arXiv 2204.02311). dtype: of weights and activations; norms, softmaxes and the loss stay in float32.
+    (PaLM, arXiv 2204.02311). Both may be arrays. dtype: of weights and activations; norms, softmaxes and the loss stay
+    in float32.
     """
 
     recompute: bool = False
     dropout: float = 0.0
-    forced_logit: float | None = None
-    z_loss: float = 0.0
+    forced_logit: float | Float[Array, ""] | None = None
+    z_loss: float | Float[Array, ""] = 0.0
     dtype: str = "float32"
 
 
@@ -67,29 +67,14 @@ class Observations:
     log_z_square: Float[Array, "*parts"]
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Factors:
-    """A block's fixed factors: on the shortcut, on the branches where none is learned, on the pre-norm's output."""
-
-    shortcut: Float[Array, "*layers"]
-    branch: Float[Array, "*layers"]
-    input: Float[Array, "*layers"]
-
-
-def factors_of(arch: Architecture, dtype: DTypeLike) -> Factors:
-    """The factors of every layer, stacked."""
-    return Factors(*(jnp.asarray(arch.factor(name), dtype) for name in ("shortcut", "branch", "input")))
-
-
-def embed(params: Transformer, tokens: Int[Array, "batch seq"], arch: Architecture) -> Float[Array, "batch seq d"]:
-    """The residual stream that enters block 1: table row, embedding method, then positions."""
-    method = embedding_method(arch.embedding)
+def embed(
+    params: Transformer, tokens: Int[Array, "batch seq"], arch: Architecture, factors: Factors | None = None
+) -> Float[Array, "batch seq d"]:
+    """The residual stream that enters block 1: table row, embedding method, then positions. factors: as in `apply`."""
     x = params.embedding[tokens]
-    share = arch.evaluate(method.gradient_share)
-    if share != 1:
-        x = share * x + (1 - share) * jax.lax.stop_gradient(x)
-    x = x * arch.evaluate(method.multiplier)
+    factors = factors or factors_of(arch, x.dtype)
+    x = factors.gradient_share * x + (1 - factors.gradient_share) * jax.lax.stop_gradient(x)
+    x = x * factors.embedding
     if params.embedding_norm is not None:
         x = normalize(params.embedding_norm, x, arch)
     if params.position is not None:
@@ -103,7 +88,7 @@ def add(
     block: Block,
     x: Float[Array, "batch seq d"],
     arch: Architecture,
-    factors: Factors,
+    factors: BlockFactors,
     parts: tuple[str, ...],
     switches: Switches = PLAIN,
     key: PRNGKeyArray | None = None,
@@ -139,7 +124,7 @@ def addition(params: Transformer, arch: Architecture, place: int) -> Callable[[A
     """The residual addition between that place and the next, as a function of the stream [batch, seq, d]."""
     additions = block_scheme(arch.block).additions
     layer, number = divmod(place, len(additions))
-    factors = factors_of(arch, params.embedding.dtype)
+    factors = factors_of(arch, params.embedding.dtype).blocks
     block, own = jax.tree.map(lambda leaf: leaf[layer], (params.blocks, factors))
     return lambda x: add(block, x, arch, own, additions[number])[0]
 
@@ -151,11 +136,13 @@ def apply(
     readings: Float[Array, " places"] | None = None,
     switches: Switches = PLAIN,
     key: PRNGKeyArray | None = None,
+    factors: Factors | None = None,
 ) -> tuple[Float[Array, "batch seq vocab"], Observations]:
     """Logits of every position, and what was observed on the way.
 
     readings: zeros float32[S + 1]; the loss's derivative by them is the squared gradient norm at each place
-    (`models.probes`). None: the places are not probed. key: of the dropout; None: there is none.
+    (`models.probes`). None: the places are not probed. key: of the dropout; None: there is none. factors: in place of
+    the architecture's own, which are `models.factors.factors_of` it.
     """
     if readings is None:
         readings = jnp.zeros(arch.num_sublayers + 1, jnp.float32)
@@ -163,32 +150,34 @@ def apply(
         key = None
     if switches.dtype != "float32":
         params = jax.tree.map(lambda leaf: leaf.astype(switches.dtype), params)
-    x = dropout(key, embed(params, tokens, arch), switches.dropout)
+    dtype = params.embedding.dtype
+    factors = factors_of(arch, dtype) if factors is None else jax.tree.map(lambda leaf: leaf.astype(dtype), factors)
+    x = dropout(key, embed(params, tokens, arch, factors), switches.dropout)
 
     additions = block_scheme(arch.block).additions
 
     def run_block(
         x: Float[Array, "batch seq d"],
-        layer: tuple[Block, Factors, Float[Array, " additions"], PRNGKeyArray | None],
+        layer: tuple[Block, BlockFactors, Float[Array, " additions"], PRNGKeyArray | None],
     ) -> tuple[Float[Array, "batch seq d"], tuple[Float[Array, " additions"], dict[str, Float[Array, ""]], Any]]:
-        block, factors, reading, own = layer
+        block, own_factors, reading, own_key = layer
         stds, norms, attention = [], dict[str, Float[Array, ""]](), None
         for number, parts in enumerate(additions):
             x = probe(x, reading[number])
             stds.append(_std(x))
-            x, seen, heads = add(block, x, arch, factors, parts, switches, own)
+            x, seen, heads = add(block, x, arch, own_factors, parts, switches, own_key)
             norms |= seen
             attention = attention if heads is None else heads
         return x, (jnp.stack(stds), norms, attention)
 
     keys = None if key is None else jax.random.split(jax.random.fold_in(key, 0), arch.num_layers)
-    per_layer = (params.blocks, factors_of(arch, x.dtype), readings[:-1].reshape(-1, len(additions)), keys)
+    per_layer = (params.blocks, factors.blocks, readings[:-1].reshape(-1, len(additions)), keys)
     block = jax.checkpoint(run_block) if switches.recompute else run_block
     x, (stds, norms, attention) = jax.lax.scan(block, x, per_layer)
     x = probe(x, readings[-1])
     z = x if params.final_norm is None else normalize(params.final_norm, x, arch)
     head = params.embedding.T if params.head is None else params.head.weight
-    logits = product(z, head) * arch.logit_scale
+    logits = product(z, head) * factors.logits
     log_z = jax.nn.logsumexp(logits.astype(np.promote_types(logits.dtype, np.float32)), axis=-1)
     observations = Observations(
         shortcut_std=jnp.append(stds.reshape(-1), _std(x)),
@@ -208,13 +197,14 @@ def loss(
     readings: Float[Array, " places"] | None = None,
     switches: Switches = PLAIN,
     key: PRNGKeyArray | None = None,
+    factors: Factors | None = None,
 ) -> tuple[Float[Array, ""], Observations]:
     """Mean cross-entropy in nats per predicted token, with the z-loss where there is one; and the observations.
 
     tokens: each sequence with the token that follows its last predicted position, so `seq_len + 1` of them. readings,
-    key: as in `apply`.
+    key, factors: as in `apply`.
     """
-    logits, observations = apply(params, tokens[:, :-1], arch, readings, switches, key)
+    logits, observations = apply(params, tokens[:, :-1], arch, readings, switches, key, factors)
     logits = logits.astype(np.promote_types(logits.dtype, np.float32))
     chosen = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), tokens[:, 1:, None], axis=-1)
     cross_entropy = -jnp.mean(chosen)

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xarray as xr
 
 from theory import Architecture
 from verify.sweeps import lanes, store
 from verify.training import compiled
-from verify.training.loop import train
+from verify.training.loop import train, train_lanes
 from verify.training.optimizer import Optimizer
-from verify.training.run import Run
+from verify.training.run import Run, by_program
 
 ARCH = Architecture(num_layers=1, d_model=4, num_heads=1, vocab_size=8, seq_len=4)
 
@@ -44,21 +45,53 @@ def test_what_is_compiled_quickly_is_the_same_training(monkeypatch):
     assert quickly.attrs["held_out_loss"] == pytest.approx(well.attrs["held_out_loss"], rel=1e-5)
 
 
-def test_runs_that_differ_in_numbers_of_the_optimizer_start_in_one_program():
-    """But not where it keeps other arrays, or the network is another."""
-    run = Run(ARCH)
-    same = dataclasses.replace(run, optimizer=Optimizer(clip=0.5, beta2=0.999, weight_decay=0.0), steps=7, z_loss=1e-4)
-    assert same.untrained() == run.untrained()
-    others = [
-        dataclasses.replace(run, optimizer=Optimizer(clip=0.0)),
-        dataclasses.replace(run, optimizer=Optimizer(clipping="zclip")),
-        dataclasses.replace(run, optimizer=Optimizer(method="sgd")),
-        dataclasses.replace(run, precision="bfloat16"),
-        dataclasses.replace(run, forced_logit=10.0),
-        dataclasses.replace(run, spectral_norms=True),
-        dataclasses.replace(run, arch=dataclasses.replace(ARCH, initialization="he")),
+def test_runs_of_equal_shape_share_a_program():
+    """Whatever their numbers; but not where other arrays are kept or another formula is followed."""
+    run = Run(ARCH, forced_logit=10.0)
+    numbers = Optimizer(
+        learning_rate=1e-4, clip=0.0, beta1=0.5, beta2=0.999, epsilon=1e-3, weight_decay=0.0, decay_embeddings=False,
+        warmup_steps=3, hold_steps=2, final_rate=1e-6, schedule_steps=9, embedding_rate=0.1, base_d_model=3,
+    )  # fmt: skip
+    same = [
+        dataclasses.replace(run, seed=3, z_loss=1e-4, forced_logit=2.0, optimizer=numbers),
+        *(
+            dataclasses.replace(run, arch=dataclasses.replace(ARCH, **change))
+            for change in ({"initialization": "he"}, {"embedding": "detach"}, {"embedding": 3.5}, {"logit_scale": 2.0})
+        ),
     ]
-    assert len({other.untrained() for other in [run, *others]}) == 1 + len(others)
+    assert len(by_program([run, *same])) == 1
+    assert len({(each.untrained(), each.forward()) for each in [run, *same]}) == 1
+    others = [
+        *(
+            dataclasses.replace(run, optimizer=Optimizer(**change))
+            for change in ({"clipping": "zclip"}, {"method": "sgd"}, {"schedule": "linear"}, {"decay": "independent"},
+                           {"parametrization": "mup"})
+        ),
+        *(
+            dataclasses.replace(run, arch=dataclasses.replace(ARCH, **change))
+            for change in ({"embedding": "layer_norm"}, {"initialization": "olmo2"}, {"tied": True}, {"seq_len": 5})
+        ),
+        *(
+            dataclasses.replace(run, **change)
+            for change in ({"precision": "bfloat16"}, {"forced_logit": None}, {"spectral_norms": True}, {"steps": 9})
+        ),
+    ]  # fmt: skip
+    assert len(by_program([run, *others])) == 1 + len(others)
+
+
+def test_lanes_of_one_program_are_each_the_run_that_it_is():
+    """Beside others of other weights, factors and optimizer numbers: the same numbers as alone, each its own."""
+    run = Run(ARCH, Optimizer(warmup_steps=2), corpus="zipf", batch_size=2, steps=8)
+    runs = [
+        run,
+        dataclasses.replace(run, z_loss=0.3, optimizer=Optimizer(clip=0.0, beta2=0.999, epsilon=1e-2, warmup_steps=5)),
+        dataclasses.replace(run, arch=dataclasses.replace(ARCH, initialization="he", embedding="vanilla")),
+        dataclasses.replace(run, arch=dataclasses.replace(ARCH, embedding="detach", logit_scale=0.5), seed=1),
+    ]
+    together = train_lanes(runs)
+    for one, other in zip(together, map(train, runs), strict=True):
+        xr.testing.assert_allclose(one, other, rtol=1e-5)
+    assert len({float(one["loss"][-1]) for one in together}) == len(runs)
 
 
 def test_threads_go_on_when_their_programs_are_dropped(tmp_path, monkeypatch):

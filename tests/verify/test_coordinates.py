@@ -231,10 +231,11 @@ def test_statistics_by_hand(standard):
         gradient, squares = jax.grad(lambda *at: models.loss(at[0], batch, ARCH, at[1])[0], argnums=(0, 1))(
             params, jnp.zeros(ARCH.num_sublayers + 1)
         )
-        transformation, peak = OPTIMIZER.transformation(), jnp.float32(OPTIMIZER.learning_rate)
+        numbers = OPTIMIZER.numbers(100)
+        transformation = OPTIMIZER.transformation(numbers)
         with jax.numpy_dtype_promotion("standard"):
             directions, _ = transformation.update(gradient, transformation.init(params), params)
-            return gradient, squares, OPTIMIZER.updates(directions, params, peak, peak)
+            return gradient, squares, OPTIMIZER.updates(directions, params, numbers.learning_rate, numbers)
 
     gradient, squares, update = step(params)
     places, logits, seen = forward(params)

@@ -14,7 +14,7 @@ from verify.sweeps import cost as module
 from verify.sweeps.cost import cost, device_bytes, lanes_that_fit, mesh_bytes, threads_that_fit
 from verify.training.compiled import programs
 from verify.training.mesh import MeshShape
-from verify.training.run import Run
+from verify.training.run import Run, lanes_of
 
 SMALL = Architecture(num_layers=2, d_model=32, num_heads=2, seq_len=16)
 
@@ -29,12 +29,11 @@ SMALL = Architecture(num_layers=2, d_model=32, num_heads=2, seq_len=16)
 )
 def test_a_lane_takes_no_more_memory_than_it_is_said_to_and_half_of_it_at_least(run, monkeypatch):
     lanes, steps = 2, 5
-    seeds = jnp.zeros(lanes, jnp.uint32)
-    states = programs(run).begin(seeds, run.untrained())
+    numbers = lanes_of([run] * lanes)
+    states = programs(run).begin(numbers, run.untrained())
     tokens = jax.ShapeDtypeStruct((lanes, steps, run.batch_size, run.arch.seq_len + 1), jnp.int32)
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # lowering builds a State of no arrays
-    rates = jax.ShapeDtypeStruct((lanes,), jnp.float32)
-    compiled = programs(run).advance.lower(states, rates, seeds, tokens, np.int32(steps), run).compile()
+    compiled = programs(run).advance.lower(states, numbers, tokens, np.int32(steps), run.program()).compile()
     used = compiled.memory_analysis()
     size = used.argument_size_in_bytes + used.output_size_in_bytes + used.temp_size_in_bytes - used.alias_size_in_bytes
     assert size / lanes <= cost(run).lane_bytes <= 2 * size / lanes

@@ -9,12 +9,12 @@ import pytest
 
 import models
 from theory import Architecture
-from verify.measurement.measure import _draw, matrix_norms
+from verify.measurement.measure import matrix_norms, measure
 from verify.training.compiled import programs
 from verify.training.corpus import load_corpus
-from verify.training.loop import _tokens, outcome_of, train, train_lanes
+from verify.training.loop import _tokens, begin, outcome_of, train, train_lanes
 from verify.training.optimizer import Optimizer
-from verify.training.run import Chunk, Run
+from verify.training.run import Chunk, Run, lanes_of
 
 ARCH = Architecture(num_layers=2, d_model=16, num_heads=2, vocab_size=32, seq_len=8)
 OPTIMIZER = Optimizer(learning_rate=1e-2, warmup_steps=5, beta2=0.99, weight_decay=0.1, clip=0.5)
@@ -90,16 +90,16 @@ def test_first_step_by_hand(trained, params):
 def test_every_place_and_layer_is_what_autodiff_and_the_forward_pass_say(trained, params):
     """The first step's telemetry against `measure`'s own program on the same weights and tokens."""
     batch = jnp.asarray(load_corpus("zipf", 32).batch(8, 4, seed=0, step=0))
-    measured = _draw(jax.random.key(0), batch, ARCH)
+    measured = measure(ARCH, seeds=1, tokens=np.asarray(batch), init=lambda key, arch: params)
     _, seen = jax.jit(lambda params: models.loss(params, batch, ARCH))(params)
     run = trained[0].isel(step=0)
-    np.testing.assert_allclose(run["place_gradient_norm"], measured["gradient_norm"], rtol=1e-4)
+    np.testing.assert_allclose(run["place_gradient_norm"], measured.gradient_norm[0], rtol=1e-4)
     np.testing.assert_allclose(run["largest_attention_logit"], seen.attention.largest_logit, rtol=1e-4)
     np.testing.assert_allclose(run["logit_rms"], seen.output_norm["head"][0], rtol=1e-5)
     for kind in ARCH.matrices:
         np.testing.assert_allclose(run["output_norm"].sel(matrix=kind), seen.output_norm[kind], rtol=1e-4)
         np.testing.assert_allclose(
-            run["matrix_gradient_norm"].sel(matrix=kind), measured["parameter_gradient_norm"][kind], rtol=1e-4
+            run["matrix_gradient_norm"].sel(matrix=kind), measured.parameter_gradient_norm[kind][0], rtol=1e-4
         )
 
 
@@ -110,12 +110,10 @@ def test_a_chunk_that_reaches_beyond_the_last_step_changes_nothing():
     first = np.stack([_tokens(corpus, RUN, Chunk(0, 3, 5, 4, 8))])
     other = first.copy()
     other[:, 3:] = 0
-    rates, seeds = jnp.asarray([1e-2], jnp.float32), jnp.zeros(1, jnp.uint32)
+    lanes = lanes_of([RUN])
 
     def end(tokens):
-        return of.advance(
-            of.begin(seeds, program.untrained()), rates, seeds, tokens, np.int32(3), program, observed=False
-        )[0]
+        return of.advance(of.begin(lanes, program.untrained()), lanes, tokens, np.int32(3), program, observed=False)[0]
 
     ends = [end(tokens) for tokens in (first, other)]
     jax.tree.map(np.testing.assert_array_equal, ends[0], ends[1])
@@ -146,7 +144,7 @@ def test_outcomes(loss, gradient, expected):
     ("make", "message"),
     [
         (lambda: Run(ARCH, steps=0), "steps: must be a whole number of at least 1, got 0"),
-        (lambda: train_lanes([RUN, dataclasses.replace(RUN, steps=31)]), "runs: lanes must agree"),
+        (lambda: train_lanes([RUN, dataclasses.replace(RUN, steps=31)]), "runs: must share one program"),
     ],
 )
 def test_bad_input(make, message):
@@ -190,8 +188,7 @@ def test_bfloat16_is_near_and_keeps_weights_in_float32(plain):
     assert np.any(np.asarray(rough["loss"]) != np.asarray(plain["loss"]))
     small = dataclasses.replace(run, optimizer=dataclasses.replace(OPTIMIZER, learning_rate=1e-5, clip=0.0))
     moved = train(small)["update_rms"]
-    seeds = jnp.zeros(1, jnp.uint32)
-    state = programs(run).begin(seeds, run.untrained())
+    state = begin(run)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.params)) and np.all(moved > 0)
 
 

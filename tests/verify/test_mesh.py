@@ -5,9 +5,9 @@ import os
 import socket
 import subprocess
 import sys
+from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
@@ -22,7 +22,7 @@ from verify.training import step
 from verify.training.checkpoint import DamagedCheckpoint
 from verify.training.loop import train, train_lanes
 from verify.training.mesh import MeshShape, join, put_tokens, tree_shardings
-from verify.training.run import Run
+from verify.training.run import Run, lanes_of
 from verify.training.sharded_checkpoint import ShardedCheckpoint
 
 RUN = Run(
@@ -54,7 +54,7 @@ def test_the_loss_is_that_of_one_device(run, shape):
 def test_every_matrix_lies_in_parts():
     """Query, up and head: input over fsdp, output over tensor; output and down turned; norms and counters whole."""
     mesh = MeshShape(2, 2, 2).mesh()
-    states = jax.eval_shape(lambda: step.begin(jnp.zeros(1, jnp.uint32), RUN.untrained()))
+    states = jax.eval_shape(partial(step.begin, run=RUN.untrained()), lanes_of([RUN]))
     layout = tree_shardings(mesh, states)
     parts = {
         jax.tree_util.keystr(path).removeprefix(".params"): sharding.shard_shape(leaf.shape)

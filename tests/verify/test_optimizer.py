@@ -27,17 +27,19 @@ def gradients_like(params, seed):
 
 def steps(optimizer, params, gradients):
     """The updates of successive steps at the peak rate, the weights staying as they are."""
-    transformation, peak = optimizer.transformation(), jnp.float32(optimizer.learning_rate)
+    numbers = optimizer.numbers(100)
+    transformation = optimizer.transformation(numbers)
     state, taken = transformation.init(params), []
     with jax.numpy_dtype_promotion("standard"):
         for gradient in gradients:
             directions, state = transformation.update(gradient, state, params)
-            taken.append(optimizer.updates(directions, params, peak, peak))
+            taken.append(optimizer.updates(directions, params, numbers.learning_rate, numbers))
     return taken
 
 
 def shares(optimizer, length, at):
-    return np.array([optimizer.rate(jnp.float32(1), length, jnp.asarray(step)) for step in at])
+    numbers = dataclasses.replace(optimizer, learning_rate=1.0).numbers(length)
+    return np.array([optimizer.rate(numbers, jnp.asarray(step)) for step in at])
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "inverse_sqrt", "constant"])
@@ -70,7 +72,8 @@ def test_palm_schedule():
 def test_a_fixed_final_rate_is_the_same_whatever_the_peak():
     optimizer = Optimizer(warmup_steps=2, final_rate=1e-5)
     for peak in (1e-4, 1e-2):
-        np.testing.assert_allclose(optimizer.rate(jnp.float32(peak), 50, jnp.asarray(50)), 1e-5, rtol=1e-3)
+        numbers = dataclasses.replace(optimizer, learning_rate=peak).numbers(50)
+        np.testing.assert_allclose(optimizer.rate(numbers, jnp.asarray(50)), 1e-5, rtol=1e-3)
 
 
 def test_a_longer_schedule_is_cut_off():
@@ -99,7 +102,12 @@ def test_decay_of_matrices_and_tables_alone(params, decay, share):
 def test_independent_decay_follows_the_schedule_and_not_the_rate(params):
     optimizer = Optimizer(weight_decay=0.5, decay="independent")
     zero = jax.tree.map(jnp.zeros_like, params)
-    halfway = [optimizer.updates(zero, params, jnp.float32(peak / 2), jnp.float32(peak)) for peak in (1e-4, 1e-1)]
+    halfway = [
+        optimizer.updates(
+            zero, params, jnp.float32(peak / 2), dataclasses.replace(optimizer, learning_rate=peak).numbers(9)
+        )
+        for peak in (1e-4, 1e-1)
+    ]
     np.testing.assert_allclose(halfway[0].embedding, -0.25 * params.embedding, rtol=1e-5)
     np.testing.assert_allclose(halfway[1].embedding, halfway[0].embedding, rtol=1e-5)
 

@@ -11,18 +11,17 @@ from theory.presets import PRESETS, preset
 from verify.training import step
 from verify.training.compiled import programs
 from verify.training.recipes import recipe, small, trained_as
-from verify.training.run import Run
+from verify.training.run import Run, lanes_of
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_can_take_a_step_at_a_small_size(name):
     """Traced, not compiled: shapes and dtypes of model, optimizer and telemetry go together."""
     run = trained_as(name, Run(small(name), batch_size=8, steps=100))
-    program, seeds, last = run.program(), jnp.zeros(1, jnp.uint32), list(run.chunks())[-1]
-    states = jax.eval_shape(lambda: step.begin(seeds, run.untrained()))
+    program, lanes, last = run.program(), lanes_of([run]), list(run.chunks())[-1]
+    states = jax.eval_shape(lambda: step.begin(lanes, run.untrained()))
     tokens = jax.ShapeDtypeStruct((1, 2, last.batch_size, 65), jnp.int32)
-    rates = jax.ShapeDtypeStruct((1,), jnp.float32)
-    after, seen = programs(run).advance.eval_shape(states, rates, seeds, tokens, np.int32(2), program)
+    after, seen = programs(run).advance.eval_shape(states, lanes, tokens, np.int32(2), program)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), states
     )

@@ -17,15 +17,16 @@ from jaxtyping import Array, Float, Int
 
 import models
 from models import Switches
+from models.factors import BlockFactors, Factors, factors_of
 from models.parameters import Block, Transformer
-from models.transformer import Factors, add, embed, factors_of
+from models.transformer import add, embed
 from theory import Architecture
 from theory.block import block as block_scheme
 from verify.measurement.measure import matrix_norms
 from verify.training.compiled import programs
 from verify.training.corpus import load_corpus
 from verify.training.loop import batch, begin
-from verify.training.run import Run
+from verify.training.run import Lane, Run, lanes_of
 from verify.training.state import State
 
 # name: (unit, meaning)
@@ -92,69 +93,73 @@ def measure_coordinates(run: Run, seeds: int, advanced: Callable[[int], None] | 
         raise ValueError(f"seeds: must be at least 1, got {seeds}")
     program, arch, of = run.program(), run.arch, programs(run)
     corpus = load_corpus(run.corpus, arch.vocab_size)
-    lanes = [dataclasses.replace(run, seed=run.seed + lane) for lane in range(seeds)]
-    numbers = jnp.asarray([lane.seed for lane in lanes], jnp.uint32)
-    rates = jnp.full(seeds, run.optimizer.learning_rate, jnp.float32)
+    runs = [dataclasses.replace(run, seed=run.seed + number) for number in range(seeds)]
+    lanes = lanes_of(runs)
     fixed = jnp.asarray(corpus.batch(arch.seq_len, run.batch_size, seed=0, step=0, split="held_out")[:, :-1])
-    states = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *map(begin, lanes))
-    start = _start(states, fixed, program)
-    seen = [jax.device_get(_observe(states, start, rates, fixed, program))]
+    states = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *map(begin, runs))
+    start = _start(states, lanes, fixed, program)
+    seen = [jax.device_get(_observe(states, lanes, start, fixed, program))]
     taken = []
     for chunk in run.chunks():
         coordinates = chunk.batch_size * chunk.seq_len * arch.d_model
         for step in range(chunk.start, chunk.stop):
-            tokens = np.stack([batch(corpus, lane, chunk, step)[None] for lane in lanes])
-            states, one = of.advance(states, rates, numbers, of.put(tokens), np.int32(run.steps), program)
+            tokens = np.stack([batch(corpus, each, chunk, step)[None] for each in runs])
+            states, one = of.advance(states, lanes, of.put(tokens), np.int32(run.steps), program)
             telemetry = {name: values[:, 0] for name, values in jax.device_get(one).items()}
             telemetry["place_gradient_norm"] = telemetry["place_gradient_norm"] / np.sqrt(coordinates)
             taken.append(telemetry)
-            seen.append(jax.device_get(_observe(states, start, rates, fixed, program)))
+            seen.append(jax.device_get(_observe(states, lanes, start, fixed, program)))
             if advanced is not None:
                 advanced(1)
     return _table(run, _by_step(seen), _by_step(taken))
 
 
 def streams(
-    params: Transformer, tokens: Int[Array, "batch seq"], arch: Architecture, switches: Switches
+    params: Transformer,
+    tokens: Int[Array, "batch seq"],
+    arch: Architecture,
+    switches: Switches,
+    factors: Factors | None = None,
 ) -> Float[Array, "places batch seq d"]:
-    """The residual stream at every place."""
+    """The residual stream at every place. factors: in place of the architecture's own."""
     additions = block_scheme(arch.block).additions
 
     def run_block(
-        x: Float[Array, "batch seq d"], layer: tuple[Block, Factors]
+        x: Float[Array, "batch seq d"], layer: tuple[Block, BlockFactors]
     ) -> tuple[Float[Array, "batch seq d"], Float[Array, "additions batch seq d"]]:
-        block, factors = layer
+        block, own = layer
         entered = []
         for parts in additions:
             entered.append(x)
-            x = add(block, x, arch, factors, parts, switches)[0]
+            x = add(block, x, arch, own, parts, switches)[0]
         return x, jnp.stack(entered)
 
-    x = embed(params, tokens, arch)
-    last, entered = jax.lax.scan(run_block, x, (params.blocks, factors_of(arch, x.dtype)))
+    factors = factors_of(arch, params.embedding.dtype) if factors is None else factors
+    x = embed(params, tokens, arch, factors)
+    last, entered = jax.lax.scan(run_block, x, (params.blocks, factors.blocks))
     return jnp.concatenate([entered.reshape(-1, *x.shape), last[None]])
 
 
 def _forward(
-    params: Transformer, tokens: Int[Array, "batch seq"], program: Run
+    params: Transformer, lane: Lane, tokens: Int[Array, "batch seq"], program: Run
 ) -> tuple[Float[Array, "places batch seq d"], Float[Array, "batch seq vocab"], models.Observations]:
-    switches = Switches(forced_logit=program.forced_logit)
-    logits, seen = models.apply(params, tokens, program.arch, switches=switches)
-    return streams(params, tokens, program.arch, switches), logits, seen
+    switches = Switches(forced_logit=None if program.forced_logit is None else lane.forced_logit)
+    logits, seen = models.apply(params, tokens, program.arch, switches=switches, factors=lane.factors)
+    return streams(params, tokens, program.arch, switches, lane.factors), logits, seen
 
 
 @partial(jax.jit, static_argnames="program")
 def _start(
-    states: State, tokens: Int[Array, "batch seq"], program: Run
+    states: State, lanes: Lane, tokens: Int[Array, "batch seq"], program: Run
 ) -> tuple[Float[Array, "lanes places batch seq d"], Float[Array, "lanes batch seq vocab"]]:
-    return jax.vmap(lambda params: _forward(params, tokens, program)[:2])(states.params)
+    return jax.vmap(lambda params, lane: _forward(params, lane, tokens, program)[:2])(states.params, lanes)
 
 
 @partial(jax.jit, static_argnames="program")
 def _observe(
     states: State,
+    lanes: Lane,
     start: tuple[Float[Array, "lanes places batch seq d"], Float[Array, "lanes batch seq vocab"]],
-    rates: Float[Array, " lanes"],
     tokens: Int[Array, "batch seq"],
     program: Run,
 ) -> dict[str, Array]:
@@ -162,13 +167,13 @@ def _observe(
 
     def one(
         state: State,
+        lane: Lane,
         start: tuple[Float[Array, "places batch seq d"], Float[Array, "batch seq vocab"]],
-        peak: Float[Array, ""],
     ) -> dict[str, Array]:
         params = state.params
-        stream, logits, seen = _forward(params, tokens, program)
-        rate = program.optimizer.rate(peak, program.steps, state.step)
-        decayed = program.optimizer.updates(jax.tree.map(jnp.zeros_like, params), params, rate, peak)
+        stream, logits, seen = _forward(params, lane, tokens, program)
+        rate = program.optimizer.rate(lane.optimizer, state.step)
+        decayed = program.optimizer.updates(jax.tree.map(jnp.zeros_like, params), params, rate, lane.optimizer)
         whole, taken = matrix_norms(params), matrix_norms(decayed)
         values = {
             "stream": seen.shortcut_std,
@@ -180,7 +185,7 @@ def _observe(
         }
         return jax.tree.map(lambda value: jnp.where(state.stopped, jnp.nan, value), values)
 
-    return jax.vmap(one)(states, start, rates)
+    return jax.vmap(one)(states, lanes, start)
 
 
 def _rms(x: Float[Array, "..."], axes: tuple[int, ...] | None = None) -> Float[Array, "..."]:

@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 import models
+from models.factors import BlockFactors, factors_of
 from models.parameters import Block, Transformer
-from models.transformer import Factors, add, embed, factors_of
+from models.transformer import add, embed
 from theory import Architecture
 from theory.block import block as block_scheme
 
@@ -69,7 +70,7 @@ def addition_norms(
     additions = block_scheme(arch.block).additions
 
     def block(
-        x: Float[Array, "batch seq d"], layer: tuple[Block, Factors]
+        x: Float[Array, "batch seq d"], layer: tuple[Block, BlockFactors]
     ) -> tuple[
         Float[Array, "batch seq d"], tuple[Float[Array, "additions batch seq d"], Float[Array, "additions batch 2"]]
     ]:
@@ -85,6 +86,6 @@ def addition_norms(
             x = jax.vmap(addition)(x)
         return x, (jnp.stack(streams), jnp.stack(sizes))
 
-    first_blocks = jax.tree.map(lambda leaf: leaf[:blocks], (params.blocks, factors_of(arch, start.dtype)))
+    first_blocks = jax.tree.map(lambda leaf: leaf[:blocks], (params.blocks, factors_of(arch, start.dtype).blocks))
     _, (streams, sizes) = jax.lax.scan(block, embed(params, tokens, arch), first_blocks)
     return streams.reshape(-1, *streams.shape[2:]), sizes.reshape(-1, *sizes.shape[2:])

@@ -1,12 +1,13 @@
 """What `theory.predict` says, measured: the same quantities from autodiff through the JAX model, seed by seed."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 import models
 from models.parameters import Transformer
@@ -54,10 +55,11 @@ def measure(
             raise ValueError(f"{name}: must be at least 1, got {value}")
     if tokens is not None:
         check_tokens(arch, tokens)
+    keys = jax.vmap(jax.random.key)(jnp.arange(first_seed, first_seed + seeds, dtype=jnp.uint32))
+    batch = None if tokens is None else jnp.asarray(tokens, jnp.int32)
     with jax.default_matmul_precision("highest"):
-        draws = list(_draws(arch, batch_size, seeds, tokens, first_seed, init, quick))
-    stacked = jax.tree.map(lambda *leaves: np.stack(leaves).astype(np.float64), *draws)
-    return Measurement(**stacked)
+        drawn = (_all_quickly if quick else _all)(keys, batch, arch, batch_size, init)
+    return Measurement(**jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), drawn))
 
 
 def check_tokens(arch: Architecture, tokens: np.ndarray) -> None:
@@ -72,20 +74,8 @@ def check_tokens(arch: Architecture, tokens: np.ndarray) -> None:
         )
 
 
-def _draws(
-    arch: Architecture, batch_size: int, seeds: int, tokens: np.ndarray | None, first_seed: int, init: Init, quick: bool
-) -> Iterator[dict[str, object]]:
-    for seed in range(first_seed, first_seed + seeds):
-        weights_key, tokens_key = jax.random.split(jax.random.key(seed))
-        if tokens is None:
-            batch = jax.random.randint(tokens_key, (batch_size, arch.seq_len + 1), 0, arch.vocab_size)
-        else:
-            batch = jnp.asarray(tokens, jnp.int32)
-        yield jax.device_get((_draw_quickly if quick else _draw)(weights_key, batch, arch, init))
-
-
 def _drawn(
-    key: PRNGKeyArray, tokens: Int[Array, "batch seq_plus_1"], arch: Architecture, init: Init = models.init
+    key: PRNGKeyArray, tokens: Int[Array, "batch seq_plus_1"], arch: Architecture, init: Init
 ) -> dict[str, object]:
     params = init(key, arch)
     readings = jnp.zeros(arch.num_sublayers + 1, jnp.float32)
@@ -102,8 +92,25 @@ def _drawn(
     }
 
 
-_draw = jax.jit(_drawn, static_argnames=("arch", "init"))
-_draw_quickly = jax.jit(_drawn, static_argnames=("arch", "init"), compiler_options=QUICK)
+def _drawn_in_turn(
+    keys: Key[Array, " seeds"],
+    tokens: Int[Array, "batch seq_plus_1"] | None,
+    arch: Architecture,
+    batch_size: int,
+    init: Init,
+) -> dict[str, object]:
+    """Every seed's, one after the other in one program."""
+
+    def one(key: PRNGKeyArray) -> dict[str, object]:
+        weights_key, tokens_key = jax.random.split(key)
+        random = jax.random.randint(tokens_key, (batch_size, arch.seq_len + 1), 0, arch.vocab_size)
+        return _drawn(weights_key, random if tokens is None else tokens, arch, init)
+
+    return jax.lax.map(one, keys)
+
+
+_in_turn = partial(jax.jit, _drawn_in_turn, static_argnames=("arch", "batch_size", "init"))
+_all, _all_quickly = _in_turn(), _in_turn(compiler_options=QUICK)
 
 
 def matrix_norms(tree: Transformer) -> dict[str, Float[Array, " layers"]]:

@@ -47,8 +47,9 @@ def mesh_bytes(run: Run, mesh: MeshShape) -> int:
 
 def _most(run: Run) -> tuple[int, int]:
     """Bytes of weights, and of activations at the run's largest size."""
+    program = run.program()
     sizes = {(chunk.batch_size // run.accumulate, chunk.seq_len) for chunk in run.chunks()}
-    weights, activations = zip(*(_sizes(run.arch, *size, run.switches) for size in sizes), strict=True)
+    weights, activations = zip(*(_sizes(program.arch, *size, program.switches) for size in sizes), strict=True)
     return max(weights), max(activations)
 
 

@@ -12,6 +12,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from models.parameters import Transformer
+from verify.training.schedule import Number
 
 _TINY = 1e-6
 
@@ -25,13 +26,13 @@ class _Norms(NamedTuple):
 
 
 def zclip(
-    max_norm: float, decay: float = 0.97, deviations: float = 2.5, warmup_steps: int = 25
+    max_norm: Number = jnp.inf, decay: float = 0.97, deviations: float = 2.5, warmup_steps: int = 25
 ) -> optax.GradientTransformation:
     """Clip a gradient whose norm lies z > `deviations` standard deviations above its running mean, to a norm of
     mean + deviations^2 / z standard deviations, which goes into the running mean and variance in its place.
 
     Both start as those of the first `warmup_steps` norms, which are not clipped by it. max_norm: a fixed global norm
-    that clips beside it; 0: none.
+    that clips beside it.
     """
 
     def init(params: Any) -> _Norms:
@@ -48,7 +49,7 @@ def zclip(
         mean = kept * state.mean + (1 - kept) * clipped
         square = (clipped - jnp.where(warm, mean, state.mean)) * (clipped - mean)
         variance = kept * state.variance + (1 - kept) * square
-        limit = jnp.minimum(clipped, max_norm) if max_norm else clipped
+        limit = jnp.minimum(clipped, max_norm)
         factor = jnp.minimum(limit / jnp.maximum(norm, _TINY), 1.0)
         return jax.tree.map(lambda g: g * factor.astype(g.dtype), gradients), _Norms(state.step + 1, mean, variance)
 
@@ -73,11 +74,11 @@ class _Limits(NamedTuple):
 
 
 def adagc(
-    max_norm: float, ratio: float = 1.05, decay: float = 0.98, warmup_steps: int = 100
+    max_norm: Number = jnp.inf, ratio: float = 1.05, decay: float = 0.98, warmup_steps: int = 100
 ) -> optax.GradientTransformation:
     """Clip each tensor's gradient to `ratio` times the running mean of its clipped norms.
 
-    For the first `warmup_steps` the global norm is clipped to max_norm instead (0: not at all), and each tensor's
+    For the first `warmup_steps` the global norm is clipped to max_norm instead, and each tensor's
     smallest norm is where its mean starts.
     """
 
@@ -88,7 +89,7 @@ def adagc(
 
     def update(gradients: Transformer, state: _Limits, params: Any = None) -> tuple[Transformer, _Limits]:
         whole = optax.tree.norm(gradients)
-        first = jnp.minimum(max_norm / jnp.maximum(whole, _TINY), 1.0) if max_norm else jnp.ones(())
+        first = jnp.minimum(max_norm / jnp.maximum(whole, _TINY), 1.0)
         warm = state.step >= warmup_steps
         norms = _norms(gradients)
 

@@ -17,7 +17,7 @@ from models.parameters import Transformer
 from verify.measurement.measure import QUICK
 from verify.training import step
 from verify.training.mesh import put_tokens, replicated, tree_shardings
-from verify.training.run import Run
+from verify.training.run import Lane, Run, lanes_of
 from verify.training.state import State
 from verify.training.telemetry import Telemetry
 
@@ -31,9 +31,9 @@ _FEW_FLOPS = 1e9
 class Programs:
     """`step.begin`, `step.advance` and `step.held_out_loss`, compiled; put: tokens onto the devices."""
 
-    begin: Callable[[Array, Run], State]
+    begin: Callable[[Lane, Run], State]
     advance: Callable[..., tuple[State, Telemetry]]
-    held_out_loss: Callable[[Transformer, Array, Run], Array]
+    held_out_loss: Callable[[Transformer, Lane, Array, Run], Array]
     put: Callable[[np.ndarray], Array] = jnp.asarray
 
 
@@ -45,8 +45,8 @@ def programs(run: Run, one_core: bool = False) -> Programs:
 @lru_cache(maxsize=8)
 def programs_on(mesh: Mesh, program: Run, lanes: int) -> Programs:
     """Those of so many lanes on the devices of a mesh, as `verify.training.mesh` cuts them."""
-    seeds, options = jax.ShapeDtypeStruct((lanes,), jnp.uint32), _options(quick(program))
-    start = jax.eval_shape(partial(step.begin, run=program.untrained()), seeds)
+    start = jax.eval_shape(partial(step.begin, run=program.untrained()), lanes_of([program] * lanes))
+    options = _options(quick(program))
     states, rest = tree_shardings(mesh, start), replicated(mesh)
     return Programs(
         _begin(compiler_options=options, out_shardings=states),

@@ -22,7 +22,7 @@ from verify.measurement.certify import certify
 from verify.training.checkpoint import Checkpoint, Recorded
 from verify.training.compiled import programs, programs_on
 from verify.training.corpus import Corpus, load_corpus
-from verify.training.run import Chunk, Run
+from verify.training.run import Chunk, Run, lanes_of
 from verify.training.state import State
 from verify.training.telemetry import CERTIFIED, VARIABLES, tables
 
@@ -41,24 +41,23 @@ def train_lanes(
     one_core: bool = False,
     mesh: Mesh | None = None,
 ) -> list[xr.Dataset]:
-    """Train runs that differ in rate and seed only, one dataset each: every name of `telemetry.VARIABLES` by step.
+    """Train runs of one program (`Run.program`), one dataset each: every name of `telemetry.VARIABLES` by step.
 
     Attributes: outcome and outcome_step (`outcome_of`), held_out_loss in nats per token.
     advanced: called after each chunk with the number of steps done, all lanes counted. checkpoint: written before that
     call, and where one is there already, of the same runs in the same order, it goes on. one_core: on a CPU, leave the
     other cores to threads that train other lanes. mesh: the devices to spread the lanes over, each cut as
     `verify.training.mesh` says; every process that has some of them makes the same call, and each gets the datasets.
-    Raises ValueError where the runs' shapes differ, a mesh does not divide them or the checkpoint is damaged, OSError
+    Raises ValueError where the runs' programs differ, a mesh does not divide them or the checkpoint is damaged, OSError
     where it cannot be written.
     """
     program = runs[0].program()
     if any(run.program() != program for run in runs):
-        raise ValueError("runs: lanes must agree in everything but seed and learning_rate")
+        raise ValueError("runs: must share one program (Run.program), which these do not")
     corpus = load_corpus(program.corpus, program.arch.vocab_size)
-    seeds = jnp.asarray([run.seed for run in runs], jnp.uint32)
-    rates = jnp.asarray([run.optimizer.learning_rate for run in runs], jnp.float32)
+    lanes = lanes_of(runs)
     of = programs(program, one_core) if mesh is None else programs_on(mesh, program, len(runs))
-    states = of.begin(seeds, program.untrained())
+    states = of.begin(lanes, program.untrained())
     done = 0
     recorded: list[Recorded] = []
     if checkpoint is not None:
@@ -70,18 +69,18 @@ def train_lanes(
         if chunk.start < done:
             continue
         tokens = np.stack([_tokens(corpus, run, chunk) for run in runs])
-        states, seen = of.advance(states, rates, seeds, of.put(tokens), np.int32(chunk.stop), program)
+        states, seen = of.advance(states, lanes, of.put(tokens), np.int32(chunk.stop), program)
         taken = chunk.stop - chunk.start
         recorded.append({name: values[:, :taken] for name, values in jax.device_get(seen).items()})
         if program.certify_every:
             due = chunk.stop % program.certify_every == 0
-            recorded[-1] |= _certified(states, program.arch, held_out[:, :1], due)
+            recorded[-1] |= _certified(states, runs, held_out[:, :1], due)
         if checkpoint is not None and chunk.stop < program.steps:
             checkpoint.write(chunk.stop, states, recorded[-1])
         if advanced is not None:
             advanced(taken * len(runs))
     telemetry = {name: np.concatenate([chunk[name] for chunk in recorded], axis=1) for name in recorded[0]}
-    losses = np.asarray(of.held_out_loss(states.params, of.put(held_out), program.untrained()))
+    losses = np.asarray(of.held_out_loss(states.params, lanes, of.put(held_out), program.forward()))
     names = _table_names(program.arch)
     return [
         _dataset({name: values[lane] for name, values in telemetry.items()}, float(losses[lane]), program, names)
@@ -91,7 +90,7 @@ def train_lanes(
 
 def begin(run: Run) -> State:
     """The run before its first step, as one lane."""
-    return programs(run).begin(jnp.asarray([run.seed], jnp.uint32), run.untrained())
+    return programs(run).begin(lanes_of([run]), run.untrained())
 
 
 def take(
@@ -103,15 +102,15 @@ def take(
     looked at. With as many as the run's chunk has, and its sizes, the program and the numbers are those of `train`.
     """
     begun = int(state.step[0])
-    rates, seeds = jnp.asarray([run.optimizer.learning_rate], jnp.float32), jnp.asarray([run.seed], jnp.uint32)
-    state, seen = programs(run).advance(state, rates, seeds, jnp.asarray(tokens[None]), np.int32(stop), run.program())
+    of, lanes = programs(run), lanes_of([run])
+    state, seen = of.advance(state, lanes, jnp.asarray(tokens[None]), np.int32(stop), run.program())
     return state, {name: values[0, : stop - begun] for name, values in jax.device_get(seen).items()}
 
 
 def dataset_of(run: Run, state: State, telemetry: dict[str, np.ndarray]) -> xr.Dataset:
     """The dataset of `train_lanes`, of the telemetry of a run's steps and the state after the last of them."""
     held_out = _held_out(load_corpus(run.corpus, run.arch.vocab_size), run)
-    loss = programs(run).held_out_loss(state.params, jnp.asarray(held_out[None]), run.untrained())
+    loss = programs(run).held_out_loss(state.params, lanes_of([run]), jnp.asarray(held_out[None]), run.forward())
     return _dataset(telemetry, float(loss[0]), run, _table_names(run.arch))
 
 
@@ -131,14 +130,14 @@ def _held_out(corpus: Corpus, run: Run) -> np.ndarray:
     return corpus.batch(run.arch.seq_len, size, seed=0, step=0, split="held_out")
 
 
-def _certified(states: State, arch: Architecture, tokens: np.ndarray, due: bool) -> Recorded:
+def _certified(states: State, runs: Sequence[Run], tokens: np.ndarray, due: bool) -> Recorded:
     """[lanes, 1, S] of every `CERTIFIED`, NaN where there is nothing to certify; [lanes, 0, S] when it is not due."""
-    lanes = len(tokens)
-    found = {name: np.full((lanes, int(due), arch.num_sublayers), np.nan, np.float32) for name in CERTIFIED}
-    for lane in range(lanes if due else 0):
+    shape = (len(runs), int(due), runs[0].arch.num_sublayers)
+    found = {name: np.full(shape, np.nan, np.float32) for name in CERTIFIED}
+    for lane, run in enumerate(runs if due else ()):
         params = jax.device_get(jax.tree.map(lambda leaf, lane=lane: leaf[lane], states.params))
         with suppress(ValueError):  # float64 overflows, or the lane has stopped
-            certificate = certify((params, arch), tokens[lane, :, :-1])
+            certificate = certify((params, run.arch), tokens[lane, :, :-1])
             found["certified_bound"][lane, 0] = certificate.sublayer_bound
             found["certified_jacobian_norm"][lane, 0] = certificate.sublayer_jacobian_norm
     return found

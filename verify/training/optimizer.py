@@ -1,21 +1,48 @@
-"""Optimizers and their schedules, from Optax; the peak rate stays an argument so that runs share a program."""
+"""Optimizers and their schedules, from Optax; their numbers stay arguments so that runs share a program."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
 from models.parameters import Transformer
 from verify.training.clipping import adagc, spam, zclip
-from verify.training.schedule import Schedule, share_of_peak
+from verify.training.schedule import Number, Schedule, share_of_peak
 
 Method = Literal["adamw", "adafactor", "sgd"]
 Decay = Literal["coupled", "independent", "rate_squared"]
 Clipping = Literal["global_norm", "zclip", "adagc", "spam"]
 Parametrization = Literal["standard", "mup_simple", "mup", "depth_mup"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Numbers:
+    """An `Optimizer`'s numbers, also as arrays: what optimizers of one form may differ in.
+
+    table_decay: weight_decay where embeddings decay, else 0. clip: infinite where there is none. final_share,
+    schedule_steps: with the defaults resolved, so that they are of one run.
+    """
+
+    learning_rate: Number
+    final_share: Number
+    schedule_steps: Number
+    warmup_steps: Number
+    hold_steps: Number
+    beta1: Number
+    beta2: Number
+    epsilon: Number
+    weight_decay: Number
+    table_decay: Number
+    embedding_rate: Number
+    base_d_model: Number
+    base_num_layers: Number
+    clip: Number
 
 
 @dataclass(frozen=True)
@@ -89,63 +116,88 @@ class Optimizer:
     @property
     def kind(self) -> "Optimizer":
         """What decides of which arrays its state is, all else as it is by default."""
-        return Optimizer(self.method, clipping=self.clipping, clip=float(self.clip > 0))
+        return Optimizer(self.method, clipping=self.clipping)
 
-    def rate(self, peak: Float[Array, ""], steps: int, step: Int[Array, ""]) -> Float[Array, ""]:
-        """The rate at that step, counted from 0, of a run of so many steps."""
-        floor = self.final_share if self.final_rate is None else self.final_rate / peak
-        length = self.schedule_steps or steps
-        return peak * share_of_peak(self.schedule, step, length, self.warmup_steps, self.hold_steps, floor)
+    @property
+    def form(self) -> "Optimizer":
+        """All but its numbers, which are as they are by default."""
+        return dataclasses.replace(
+            self.kind, schedule=self.schedule, decay=self.decay, parametrization=self.parametrization
+        )
 
-    def transformation(self) -> optax.GradientTransformation:
+    def numbers(self, steps: int) -> Numbers:
+        """Of a run of so many steps."""
+        return Numbers(
+            learning_rate=self.learning_rate,
+            final_share=self.final_share if self.final_rate is None else self.final_rate / self.learning_rate,
+            schedule_steps=self.schedule_steps or steps,
+            warmup_steps=self.warmup_steps,
+            hold_steps=self.hold_steps,
+            beta1=self.beta1,
+            beta2=self.beta2,
+            epsilon=self.epsilon,
+            weight_decay=self.weight_decay,
+            table_decay=self.weight_decay if self.decay_embeddings else 0.0,
+            embedding_rate=self.embedding_rate,
+            base_d_model=self.base_d_model,
+            base_num_layers=self.base_num_layers,
+            clip=self.clip or math.inf,
+        )
+
+    def rate(self, numbers: Numbers, step: Int[Array, ""]) -> Float[Array, ""]:
+        """The rate at that step, counted from 0."""
+        lengths = numbers.schedule_steps, numbers.warmup_steps, numbers.hold_steps
+        return numbers.learning_rate * share_of_peak(self.schedule, step, *lengths, numbers.final_share)
+
+    def transformation(self, numbers: Numbers) -> optax.GradientTransformation:
         """Clipping and the method: from gradients to directions, for a rate of 1, which the caller steps against."""
         match self.method:
             case "adamw":
-                method = optax.scale_by_adam(self.beta1, self.beta2, self.epsilon)
+                method = optax.scale_by_adam(numbers.beta1, numbers.beta2, numbers.epsilon)
             case "adafactor":
                 method = optax.chain(
                     optax.scale_by_factored_rms(factored=False, decay_rate=0.8),
                     _by_matrix(optax.clip_by_block_rms(1.0)),
                     _by_matrix(optax.scale_by_param_block_rms()),
-                    optax.ema(self.beta1, debias=False),
+                    optax.ema(numbers.beta1, debias=False),
                 )
             case "sgd":
-                method = optax.trace(self.beta1)
+                method = optax.trace(numbers.beta1)
         match self.clipping:
             case "zclip":
-                return optax.chain(zclip(self.clip), method)
+                clipping = zclip(numbers.clip)
             case "adagc":
-                return optax.chain(adagc(self.clip), method)
-            case "spam":
-                method = spam(method)
-        return optax.chain(optax.clip_by_global_norm(self.clip), method) if self.clip else method
+                clipping = adagc(numbers.clip)
+            case "global_norm" | "spam":
+                clipping = optax.clip_by_global_norm(numbers.clip)
+        return optax.chain(clipping, spam(method) if self.clipping == "spam" else method)
 
     def updates(
-        self, directions: Transformer, params: Transformer, rate: Float[Array, ""], peak: Float[Array, ""]
+        self, directions: Transformer, params: Transformer, rate: Float[Array, ""], numbers: Numbers
     ) -> Transformer:
         """What is added to the weights at that rate, decay included."""
 
         def update(path: Any, direction: Array, weight: Array) -> Array:
-            own = rate * self._rate_factor(path, weight)
-            decay = {"coupled": own, "independent": rate / peak, "rate_squared": rate**2}[self.decay]
-            return -own * direction - (self.weight_decay * decay) * weight if self._decays(path) else -own * direction
+            own = rate * self._rate_factor(path, weight, numbers)
+            decay = {"coupled": own, "independent": rate / numbers.learning_rate, "rate_squared": rate**2}[self.decay]
+            table = path[-1].name in _TABLES
+            if not table and path[-1].name != "weight":
+                return -own * direction
+            return -own * direction - ((numbers.table_decay if table else numbers.weight_decay) * decay) * weight
 
         return jax.tree_util.tree_map_with_path(update, directions, params)
 
-    def _decays(self, path: Any) -> bool:
-        return path[-1].name == "weight" or (self.decay_embeddings and path[-1].name in _TABLES)
-
-    def _rate_factor(self, path: Any, weight: Array) -> float:
+    def _rate_factor(self, path: Any, weight: Array, numbers: Numbers) -> Number:
         if path[-1].name in _TABLES:
-            return self.embedding_rate
+            return numbers.embedding_rate
         in_block = path[0].name == "blocks"
         if path[-1].name != "weight" or self.parametrization == "standard":
             return 1.0
         if not in_block and self.parametrization == "mup_simple":
             return 1.0
-        width = self.base_d_model / weight.shape[-2]
+        width = numbers.base_d_model / weight.shape[-2]
         deep = in_block and self.parametrization == "depth_mup"
-        return width * math.sqrt(self.base_num_layers / weight.shape[0]) if deep else width
+        return width * jnp.sqrt(numbers.base_num_layers / weight.shape[0]) if deep else width
 
 
 _TABLES = ("embedding", "position")

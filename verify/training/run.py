@@ -2,20 +2,40 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt32
+
 from models import Switches
+from models.factors import Factors, factors_of, structure
+from models.initialization import Stds, stds_of
 from theory import Architecture
 from theory.parameter_count import num_parameters
 from verify.training.corpus import load_corpus
-from verify.training.optimizer import Optimizer
+from verify.training.optimizer import Numbers, Optimizer
 
 Ramp = tuple[tuple[int, int], ...]
 
 _CHUNK = 25
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Lane:
+    """What a run brings into a program that it may share with others. forced_logit: 0 where there is none."""
+
+    seed: UInt32[Array, "*lanes"]
+    stds: Stds
+    optimizer: Numbers
+    factors: Factors
+    z_loss: Float[Array, "*lanes"]
+    forced_logit: Float[Array, "*lanes"]
 
 
 @dataclass(frozen=True)
@@ -106,15 +126,26 @@ class Run:
                 raise ValueError(f"windows: must be 0 or at least batch_size, got {self.windows} for {size}")
 
     def program(self) -> "Run":
-        """What runs must share to advance together: all but the rate and the seed."""
-        return dataclasses.replace(self, seed=0, optimizer=dataclasses.replace(self.optimizer, learning_rate=1.0))
+        """What runs must share to advance together: all but what `lane` has, which is as it is by default."""
+        return dataclasses.replace(
+            self, seed=0, arch=structure(self.arch), optimizer=self.optimizer.form, z_loss=0.0,
+            forced_logit=None if self.forced_logit is None else 1.0,
+        )  # fmt: skip
+
+    def lane(self) -> Lane:
+        """What it brings into that program."""
+        numbers = self.optimizer.numbers(self.steps), self.z_loss, self.forced_logit or 0.0
+        optimizer, z_loss, forced_logit = jax.tree.map(jnp.float32, numbers)
+        return Lane(jnp.uint32(self.seed), stds_of(self.arch), optimizer, factors_of(self.arch), z_loss, forced_logit)
 
     def untrained(self) -> "Run":
-        """What decides its weights before the first step and its loss at given ones, all else as it is by default."""
-        return Run(
-            self.arch, self.optimizer.kind, forced_logit=self.forced_logit, precision=self.precision,
-            spectral_norms=self.spectral_norms,
-        )  # fmt: skip
+        """What decides its weights before the first step, but what `lane` has; all else as it is by default."""
+        return Run(structure(self.arch), self.optimizer.kind, spectral_norms=self.spectral_norms)
+
+    def forward(self) -> "Run":
+        """What decides its loss at given weights, but what `lane` has; all else as it is by default."""
+        program = self.program()
+        return Run(program.arch, forced_logit=program.forced_logit, precision=self.precision)
 
     @property
     def tokens(self) -> int:
@@ -150,6 +181,11 @@ class Run:
             sizes = _at(begin, self.batch_ramp, self.batch_size), _at(begin, self.sequence_ramp, self.arch.seq_len)
             for start in range(begin, end, length):
                 yield Chunk(start, min(start + length, end), length, *sizes)
+
+
+def lanes_of(runs: Sequence[Run]) -> Lane:
+    """Stacked, as the program of all of them takes them."""
+    return jax.tree.map(lambda *numbers: jnp.asarray(np.stack(numbers)), *(run.lane() for run in runs))
 
 
 def by_program(runs: Iterable[Run]) -> list[list[Run]]:

@@ -5,16 +5,17 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+Number = int | float | Float[Array, "*lanes"]
 Schedule = Literal["cosine", "linear", "inverse_sqrt", "constant"]
 
 
 def share_of_peak(
     schedule: Schedule,
     step: Int[Array, ""],
-    steps: int,
-    warmup_steps: int,
-    hold_steps: int,
-    final_share: Float[Array, ""] | float,
+    steps: Number,
+    warmup_steps: Number,
+    hold_steps: Number,
+    final_share: Number,
 ) -> Float[Array, ""]:
     """Share of the peak rate at that step, counted from 0.
 
@@ -24,15 +25,16 @@ def share_of_peak(
     """
     progress = step.astype(jnp.float32)
     begin = warmup_steps + hold_steps
-    passed = jnp.clip((progress - begin) / max(steps - begin, 1), 0.0, 1.0)
+    first = jnp.maximum(begin, 1)
+    passed = jnp.clip((progress - begin) / jnp.maximum(steps - begin, 1), 0.0, 1.0)
     match schedule:
         case "cosine":
             fallen = final_share + (1 - final_share) * (1 + jnp.cos(jnp.pi * passed)) / 2
         case "linear":
             fallen = 1 - (1 - final_share) * passed
         case "inverse_sqrt":
-            fallen = jnp.sqrt(max(begin, 1) / jnp.maximum(progress + 1, max(begin, 1)))
+            fallen = jnp.sqrt(first / jnp.maximum(progress + 1, first))
         case "constant":
             fallen = jnp.ones_like(progress)
-    warm = (progress + 1) / max(warmup_steps, 1)
+    warm = (progress + 1) / jnp.maximum(warmup_steps, 1)
     return jnp.where(progress < warmup_steps, warm, fallen)

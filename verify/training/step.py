@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float, Int
 
 import models
 from models.parameters import Transformer
-from verify.training.run import Run
+from verify.training.run import Lane, Run
 from verify.training.state import State
 from verify.training.telemetry import Telemetry, global_norm, merged, record, singular_vectors, spectral_norms
 
@@ -19,8 +19,7 @@ _DROPOUT = 1000  # folded into the seed's key; the kinds of matrix have lower nu
 
 def advance(
     states: State,
-    rates: Float[Array, " lanes"],
-    seeds: UInt32[Array, " lanes"],
+    lanes: Lane,
     tokens: Int[Array, "lanes steps batch seq_plus_1"],
     stop: Int[Array, ""],
     program: Run,
@@ -28,34 +27,34 @@ def advance(
 ) -> tuple[State, Telemetry]:
     """Take `steps` steps in every lane, but none from the step `stop` on.
 
-    observed=False records the loss alone, to time what the telemetry costs.
+    lanes: `run.lanes_of` runs whose `Run.program` this is. observed=False records the loss alone, to time what the
+    telemetry costs.
     """
-    lane = partial(_scan, program=program, observed=observed)
-    return jax.vmap(lane, in_axes=(0, 0, 0, 0, None))(states, rates, seeds, tokens, stop)
+    scanned = partial(_scan, program=program, observed=observed)
+    return jax.vmap(scanned, in_axes=(0, 0, 0, None))(states, lanes, tokens, stop)
 
 
 def _scan(
     state: State,
-    peak: Float[Array, ""],
-    seed: UInt32[Array, ""],
+    lane: Lane,
     tokens: Int[Array, "steps batch seq_plus_1"],
     stop: Int[Array, ""],
     program: Run,
     observed: bool,
 ) -> tuple[State, Telemetry]:
-    optimizer, transformation = program.optimizer, program.optimizer.transformation()
-    dropout = jax.random.fold_in(jax.random.key(seed), _DROPOUT) if program.dropout else None
+    optimizer, transformation = program.optimizer, program.optimizer.transformation(lane.optimizer)
+    dropout = jax.random.fold_in(jax.random.key(lane.seed), _DROPOUT) if program.dropout else None
 
     def step(state: State, batch: Int[Array, "batch seq_plus_1"]) -> tuple[State, Telemetry]:
         key = None if dropout is None else jax.random.fold_in(dropout, state.step)
-        total, seen, gradients, squares = _gradients(state.params, batch, key, program, observed)
+        total, seen, gradients, squares = _gradients(state.params, batch, key, program, lane, observed)
         with jax.numpy_dtype_promotion("standard"):  # Optax raises Python floats to integer powers
             directions, moments = transformation.update(gradients, state.optimizer, state.params)
-            current = optimizer.rate(peak, program.steps, state.step)
-            updates = optimizer.updates(directions, state.params, current, peak)
+            current = optimizer.rate(lane.optimizer, state.step)
+            updates = optimizer.updates(directions, state.params, current, lane.optimizer)
         norm = global_norm(gradients)
         stopped = state.stopped | ~(jnp.isfinite(total) & jnp.isfinite(norm))
-        loss = total - program.z_loss * seen.log_z_square
+        loss = total - lane.z_loss * seen.log_z_square
         telemetry = {"loss": loss}
         if observed:
             telemetry = record(loss, seen, squares, state.params, gradients, updates)
@@ -77,16 +76,21 @@ def _scan(
 
 
 def _gradients(
-    params: Transformer, batch: Int[Array, "batch seq_plus_1"], key: Array | None, program: Run, observed: bool
+    params: Transformer,
+    batch: Int[Array, "batch seq_plus_1"],
+    key: Array | None,
+    program: Run,
+    lane: Lane,
+    observed: bool,
 ) -> tuple[Float[Array, ""], models.Observations, Transformer, Float[Array, " places"]]:
     """Loss, what was seen, gradients, and the squared gradient norms at the places: of the batch as a whole."""
-    arch, parts = program.arch, program.accumulate
+    arch, parts, switches = program.arch, program.accumulate, _switches(program, lane)
     readings = jnp.zeros(arch.num_sublayers + 1, jnp.float32)
 
     def part(batch: Int[Array, "batch seq_plus_1"], key: Array | None) -> tuple[Array, Any, Transformer, Array]:
         differentiated = jax.value_and_grad(
             lambda params, readings: models.loss(
-                params, batch, arch, readings if observed else None, program.switches, key
+                params, batch, arch, readings if observed else None, switches, key, lane.factors
             ),
             argnums=(0, 1) if observed else (0,),
             has_aux=True,
@@ -108,22 +112,30 @@ def _gradients(
     return jnp.mean(losses), merged(seen), gradients, jnp.sum(squares, axis=0) / parts**2
 
 
-def begin(seeds: UInt32[Array, " lanes"], run: Run) -> State:
+def begin(lanes: Lane, run: Run) -> State:
     """Every lane before its first step, as `Run.untrained` has it."""
 
-    def one(seed: UInt32[Array, ""]) -> State:
-        params = models.init(jax.random.key(seed), run.arch)
-        moments = run.optimizer.transformation().init(params)
+    def one(lane: Lane) -> State:
+        params = models.init(jax.random.key(lane.seed), run.arch, stds=lane.stds)
+        moments = run.optimizer.transformation(run.optimizer.numbers(run.steps)).init(params)
         singular = singular_vectors(params) if run.spectral_norms else None
         return State(params, moments, jnp.zeros((), jnp.int32), jnp.zeros((), bool), singular)
 
-    return jax.lax.map(one, seeds)  # a vmapped generator takes XLA four times as long to compile
+    return jax.lax.map(one, lanes)  # a vmapped generator takes XLA four times as long to compile
 
 
 def held_out_loss(
-    params: Transformer, tokens: Int[Array, "lanes batch seq_plus_1"], run: Run
+    params: Transformer, lanes: Lane, tokens: Int[Array, "lanes batch seq_plus_1"], run: Run
 ) -> Float[Array, " lanes"]:
-    """Of every lane, the mean cross-entropy, as `Run.untrained` has it."""
-    return jax.vmap(lambda params, batch: models.loss(params, batch, run.arch, switches=run.switches)[0])(
-        params, tokens
-    )
+    """Of every lane, the mean cross-entropy, as `Run.forward` has it."""
+
+    def one(params: Transformer, lane: Lane, tokens: Int[Array, "batch seq_plus_1"]) -> Float[Array, ""]:
+        switches = _switches(run, dataclasses.replace(lane, z_loss=jnp.zeros(())))
+        return models.loss(params, tokens, run.arch, switches=switches, factors=lane.factors)[0]
+
+    return jax.vmap(one)(params, lanes, tokens)
+
+
+def _switches(program: Run, lane: Lane) -> models.Switches:
+    forced = None if program.forced_logit is None else lane.forced_logit
+    return dataclasses.replace(program.switches, z_loss=lane.z_loss, forced_logit=forced)
