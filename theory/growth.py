@@ -84,7 +84,14 @@ def growth(arch: Architecture) -> Growth:
     found = _value_path(arch)
     normed = arch.normed("pre", "attention") or arch.normed("post", "attention")
     bounded = normed or attention_scheme(arch.attention).normed or found.kind in ("constant", "double exponential")
-    return found if bounded or arch.seq_len == 1 or not _writes(arch, "attention") else _near_ties(arch, found)
+    if bounded or arch.seq_len == 1 or not _writes(arch, "attention"):
+        return found
+    return _near_ties(_plain(arch), found)
+
+
+def _plain(arch: Architecture) -> Architecture:
+    """With the fields of which deep layers know nothing as they are by default, so that they share what is derived."""
+    return replace(arch, num_layers=1, embedding="vanilla")
 
 
 def _value_path(arch: Architecture) -> Growth:
@@ -97,15 +104,22 @@ def _value_path(arch: Architecture) -> Growth:
         factor = sp.S.One if arch.normed("post", "attention") else scheme.shortcut**2
         why = "output matrices start at 0: only shortcuts and their norms are left"
         return _exponential([factor] * len(scheme.additions), 0.0, "no_norm_growth", why)
-    deep, rho, gains = _deep_gains(replace(arch, num_layers=1, embedding="vanilla"))
-    fixed, shortcut = float(rho), scheme.shortcut**2
+    if arch.normed("post", "attention") or all(arch.hides_length(part) for part in PARTS):
+        return _with_norms(_plain(arch))
+    _, rho, gains = _deep_gains(_plain(arch))
+    return _without_norms(arch, [scheme.shortcut**2 + back for _, back in gains], float(rho))
+
+
+@lru_cache(maxsize=256)
+def _with_norms(arch: Architecture) -> Growth:
+    """Growth where norms hide the stream's length, so that it is the same for every embedding."""
+    deep, rho, gains = _deep_gains(arch)
+    fixed, shortcut = float(rho), block(arch.block).shortcut ** 2
     if deep.normed("post", "attention"):
         ratios = [(shortcut + back) / (shortcut + forth) for forth, back in gains]
         return _exponential(
             ratios, fixed, "post_norm_growth", "each sum is normed: gains multiply, backward over forward"
         )
-    if not all(deep.hides_length(part) for part in PARTS):
-        return _without_norms(arch, [shortcut + back for _, back in gains], fixed)
     limit = sp.limit(shortcut, s.N, sp.oo)
     forth, back = (sp.simplify(sum(pair[i] for pair in gains)) for i in (0, 1))
     kappa = sp.simplify(sp.limit((back / forth).subs(s.layer, s.N), s.N, sp.oo))
@@ -242,7 +256,9 @@ def _additive(forth: sp.Expr, kappa: sp.Expr, decay: sp.Expr, fixed: float) -> G
     numbers = {s.forward_gain: 1, s.backward_gain: kappa, s.written_in_all: written, s.shortcut_loss: decay}
     value = sp.sqrt(CONSTANT_GROWTH).subs(numbers)
     topic = "affine_growth" if decay else "additive_growth"
-    return Growth("constant", 0.0, 0.0, sp.simplify(value), why, topic, fixed)
+    if kappa.is_Rational:  # SymPy takes hours over powers of long irrational numbers
+        value = sp.simplify(value)
+    return Growth("constant", 0.0, 0.0, value, why, topic, fixed)
 
 
 def _power(power: sp.Expr, kappa: sp.Expr, fixed: float) -> Growth:
@@ -286,6 +302,7 @@ def _without_norms(arch: Architecture, ratios: list[sp.Expr], fixed: float) -> G
     return Growth("constant", 0.0, 0.0, value, why, "no_norm_growth", fixed)
 
 
+@lru_cache(maxsize=256)
 def _near_ties(arch: Architecture, value: Growth) -> Growth:
     """Growth where logits grow, so that attention picks one token and near-ties of two carry the gradient.
 
@@ -295,7 +312,7 @@ def _near_ties(arch: Architecture, value: Growth) -> Growth:
     shortcut, scheme = block(arch.block).shortcut ** 2, attention_scheme(arch.attention)
     capped, uneven = scheme.cap is not None, scheme.clip is not None or arch.positions in ("rope", "alibi")
     scheme = replace(scheme, clip=None)  # a clip leaves 0 and 1 as they are
-    deep = _deep(replace(arch, num_layers=1, embedding="vanilla", attention=scheme))
+    deep = _deep(replace(arch, attention=scheme))
     steps, alike = additions(deep), (sp.S.One, token_mixing(deep).kept)
     share = KEPT_UNDER_CAP if capped else KEPT
     written = [_gains(step, *alike)[0] for step in steps]

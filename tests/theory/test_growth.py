@@ -249,3 +249,9 @@ def test_table_and_wrong_names() -> None:
     assert len(list(growth_table(spectral, ("pre_ln",), ("wang", "zero_output"), ("scaled",)))) == 1
     with pytest.raises(ValueError, match="block: unknown value 'nope'"):
         list(growth_table(SMALL, ("nope",), ("wang",), ("scaled",)))
+
+
+def test_long_irrational_numbers_are_not_simplified_for_hours():
+    """A truncated Gaussian under 1 / sqrt(N) branches: gains are long irrational numbers; the value is near 1."""
+    found = growth(replace(SMALL, block="depth_mup", initialization="olmo2", activation="gelu"))
+    assert found.kind == "constant" and 1 < float(found.expression.subs(sigma_0, 1)) < 1.01

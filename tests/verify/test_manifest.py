@@ -22,7 +22,7 @@ arch.num_heads = 2
 clip = 0
 [grid]
 optimizer.learning_rate = [0.1, 1]
-arch.embedding = ["scaled", 5]
+arch.embedding = ["scaled", "layer_norm", 5]
 """
 
 
@@ -43,12 +43,13 @@ def test_every_combination_with_those_of_one_program_side_by_side(tmp_path):
             7,
             seed,
         )
-        for embedding in ("scaled", 5)
+        for alike in (("scaled", 5), ("layer_norm",))
         for rate in (0.1, 1.0)
+        for embedding in alike
         for seed in (0, 1)
     )
     assert sweep.varied == ("optimizer.learning_rate", "arch.embedding", "seed")
-    assert sweep.values(sweep.runs[-1]) == {"learning_rate": 1.0, "embedding": 5, "seed": 1}
+    assert sweep.values(sweep.runs[7]) == {"learning_rate": 1.0, "embedding": 5, "seed": 1}
 
 
 def test_a_preset_is_what_the_fields_change(tmp_path):

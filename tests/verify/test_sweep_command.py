@@ -38,7 +38,7 @@ def sweep(tmp_path):
     path = tmp_path / "sweep.toml"
     path.write_text(
         'seeds = 2\n[run]\nsteps = 7\ncorpus = "zipf"\narch.d_model = 16\narch.num_heads = 2\n'
-        '[grid]\narch.embedding = ["vanilla", "scaled"]\noptimizer.learning_rate = [0.1, 1]\n'
+        '[grid]\narch.embedding = ["layer_norm", "scaled"]\noptimizer.learning_rate = [0.1, 1]\n'
     )
     return path
 
