@@ -26,7 +26,6 @@ from verify.claims.evidence import Cell, Evidence, train_cells
 from verify.claims.scale import Scale
 from verify.claims.verdicts import read
 from verify.sweeps import store
-from verify.sweeps.cost import cost
 from verify.training.run import Run
 
 _PAPERS = (
@@ -47,7 +46,7 @@ def listed(scale: Scale, data: Path, runs: Path) -> str:
     for figure in FIGURES.values():
         needed = list(_cells([figure], scale))
         left = [run for run in needed if not store.path_of(run, runs).exists()]
-        cost_left = f"{len(left)} of {len(needed)} runs, {sum(cost(run).flops for run in left):.2g} FLOP to train"
+        cost_left = f"{len(left)} of {len(needed)} runs, {sum(run.flops for run in left):.2g} FLOP to train"
         state = "data here" if path_of(figure.name, scale.name, data).exists() else "no data"
         lines.append(f"{figure.name:<16} {state:<10} {cost_left if needed else figure.trains:<44} {figure.original}")
     return "\n".join(lines)

@@ -77,6 +77,13 @@ def test_runs_of_equal_shape_share_a_program():
         ),
     ]  # fmt: skip
     assert len(by_program([run, *others])) == 1 + len(others)
+    starts = [run, *(other for other in others if other.optimizer.kind != run.optimizer.kind or other.spectral_norms)]
+    assert len({each.untrained() for each in starts}) == len(starts) == 4
+    heads = [
+        run,
+        *(dataclasses.replace(run, **change) for change in ({"precision": "bfloat16"}, {"forced_logit": None})),
+    ]
+    assert len({each.forward() for each in heads}) == len(heads)
 
 
 def test_lanes_of_one_program_are_each_the_run_that_it_is():

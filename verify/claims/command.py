@@ -13,7 +13,6 @@ from verify.claims.evidence import Cell, Evidence, train_cells
 from verify.claims.scale import Scale, scale
 from verify.claims.verdicts import print_verdicts, read, write
 from verify.sweeps import store
-from verify.sweeps.cost import cost
 from verify.training.run import Run
 
 
@@ -68,7 +67,7 @@ def _print_plan(asked: dict[str, list[Cell]], folder: Path, at: Scale) -> None:
         runs = list(dict.fromkeys(cell.run for cell in cells))
         new = [run for run in runs if run not in seen]
         left = [run for run in new if not store.path_of(run, folder).exists()]
-        steps, flops = sum(run.steps for run in left), sum(cost(run).flops for run in left)
+        steps, flops = sum(run.steps for run in left), sum(run.flops for run in left)
         table.add_row(name, str(len(runs)), str(len(new)), str(len(new) - len(left)), str(steps), f"{flops:.3g}")
         seen |= set(new)
         total_steps, total_flops = total_steps + steps, total_flops + flops

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 import models
 from models import Switches
-from models.factors import BlockFactors, Factors, factors_of
+from models.factors import BlockFactors, Factors
 from models.parameters import Block, Transformer
 from models.transformer import add, embed
 from theory import Architecture
@@ -119,9 +119,9 @@ def streams(
     tokens: Int[Array, "batch seq"],
     arch: Architecture,
     switches: Switches,
-    factors: Factors | None = None,
+    factors: Factors,
 ) -> Float[Array, "places batch seq d"]:
-    """The residual stream at every place. factors: in place of the architecture's own."""
+    """The residual stream at every place."""
     additions = block_scheme(arch.block).additions
 
     def run_block(
@@ -134,7 +134,6 @@ def streams(
             x = add(block, x, arch, own, parts, switches)[0]
         return x, jnp.stack(entered)
 
-    factors = factors_of(arch, params.embedding.dtype) if factors is None else factors
     x = embed(params, tokens, arch, factors)
     last, entered = jax.lax.scan(run_block, x, (params.blocks, factors.blocks))
     return jnp.concatenate([entered.reshape(-1, *x.shape), last[None]])
@@ -143,7 +142,7 @@ def streams(
 def _forward(
     params: Transformer, lane: Lane, tokens: Int[Array, "batch seq"], program: Run
 ) -> tuple[Float[Array, "places batch seq d"], Float[Array, "batch seq vocab"], models.Observations]:
-    switches = Switches(forced_logit=None if program.forced_logit is None else lane.forced_logit)
+    switches = Switches(forced_logit=lane.forced_logit)
     logits, seen = models.apply(params, tokens, program.arch, switches=switches, factors=lane.factors)
     return streams(params, tokens, program.arch, switches, lane.factors), logits, seen
 

@@ -103,8 +103,10 @@ def _drawn_in_turn(
 
     def one(key: PRNGKeyArray) -> dict[str, object]:
         weights_key, tokens_key = jax.random.split(key)
-        random = jax.random.randint(tokens_key, (batch_size, arch.seq_len + 1), 0, arch.vocab_size)
-        return _drawn(weights_key, random if tokens is None else tokens, arch, init)
+        batch = tokens
+        if batch is None:
+            batch = jax.random.randint(tokens_key, (batch_size, arch.seq_len + 1), 0, arch.vocab_size)
+        return _drawn(weights_key, batch, arch, init)
 
     return jax.lax.map(one, keys)
 

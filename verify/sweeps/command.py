@@ -78,7 +78,7 @@ def plan(
     for number, (program, alike) in enumerate(groupby(groups, lambda group: group[0].program()), 1):
         _print_program(number, program, list(alike), found, threads, mesh)
     left = [run for run, standing in found.items() if standing.state != "done"]
-    tokens, flops = sum(cost(run).tokens for run in left), sum(cost(run).flops for run in left)
+    tokens, flops = sum(run.tokens for run in left), sum(run.flops for run in left)
     print(f"\n{len(runs) - len(left)} of {len(runs)} done in {out}/; left: {tokens:.3g} tokens, {flops:.3g} FLOP")
     if measure and left:
         print_time(left, lanes)

@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
-from verify.sweeps.cost import cost
 from verify.sweeps.lanes import side_by_side
 from verify.training.loop import train_lanes
 from verify.training.run import Run, by_program
@@ -26,7 +25,7 @@ class Speed:
 
     def seconds(self, runs: Sequence[Run]) -> float:
         """That these runs take, by their arithmetic: small models do less of it a second than large ones."""
-        return len(by_program(runs)) * self.compile_seconds + sum(cost(run).flops for run in runs) / self.flops
+        return len(by_program(runs)) * self.compile_seconds + sum(run.flops for run in runs) / self.flops
 
 
 def measured(runs: Sequence[Run], lanes: int | None) -> Speed:
@@ -34,10 +33,10 @@ def measured(runs: Sequence[Run], lanes: int | None) -> Speed:
 
     Takes the compiling and `_CHUNKS` chunks of steps; writes nothing. Raises what `train_lanes` raises.
     """
-    largest = max(by_program(runs), key=lambda same: sum(cost(run).flops for run in same))
+    largest = max(by_program(runs), key=lambda same: sum(run.flops for run in same))
     groups, threads = side_by_side(largest, lanes)
     group = groups[0]
-    share = cost(group[0]).flops / group[0].steps * len(group)
+    share = group[0].flops / group[0].steps * len(group)
 
     def timed(_: int) -> tuple[float, float]:
         """Seconds to the end of the first chunk, and operations a second in the others."""

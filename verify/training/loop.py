@@ -6,7 +6,7 @@ are, its later values are NaN, and its neighbours never notice.
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from verify.measurement.certify import certify
 from verify.training.checkpoint import Checkpoint, Recorded
 from verify.training.compiled import programs, programs_on
 from verify.training.corpus import Corpus, load_corpus
-from verify.training.run import Chunk, Run, lanes_of
+from verify.training.run import Chunk, Lane, Run, lanes_of
 from verify.training.state import State
 from verify.training.telemetry import CERTIFIED, VARIABLES, tables
 
@@ -90,7 +90,7 @@ def train_lanes(
 
 def begin(run: Run) -> State:
     """The run before its first step, as one lane."""
-    return programs(run).begin(lanes_of([run]), run.untrained())
+    return programs(run).begin(_alone(run), run.untrained())
 
 
 def take(
@@ -102,16 +102,22 @@ def take(
     looked at. With as many as the run's chunk has, and its sizes, the program and the numbers are those of `train`.
     """
     begun = int(state.step[0])
-    of, lanes = programs(run), lanes_of([run])
-    state, seen = of.advance(state, lanes, jnp.asarray(tokens[None]), np.int32(stop), run.program())
+    of = programs(run)
+    state, seen = of.advance(state, _alone(run), jnp.asarray(tokens[None]), np.int32(stop), run.program())
     return state, {name: values[0, : stop - begun] for name, values in jax.device_get(seen).items()}
 
 
 def dataset_of(run: Run, state: State, telemetry: dict[str, np.ndarray]) -> xr.Dataset:
     """The dataset of `train_lanes`, of the telemetry of a run's steps and the state after the last of them."""
     held_out = _held_out(load_corpus(run.corpus, run.arch.vocab_size), run)
-    loss = programs(run).held_out_loss(state.params, lanes_of([run]), jnp.asarray(held_out[None]), run.forward())
+    loss = programs(run).held_out_loss(state.params, _alone(run), jnp.asarray(held_out[None]), run.forward())
     return _dataset(telemetry, float(loss[0]), run, _table_names(run.arch))
+
+
+@lru_cache(maxsize=8)
+def _alone(run: Run) -> Lane:
+    """The run as the one lane of its program; to make takes as long as some steps of a small model."""
+    return lanes_of([run])
 
 
 def _tokens(corpus: Corpus, run: Run, chunk: Chunk) -> np.ndarray:

@@ -28,14 +28,14 @@ _CHUNK = 25
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Lane:
-    """What a run brings into a program that it may share with others. forced_logit: 0 where there is none."""
+    """What a run brings into a program that it may share with others."""
 
     seed: UInt32[Array, "*lanes"]
     stds: Stds
     optimizer: Numbers
     factors: Factors
     z_loss: Float[Array, "*lanes"]
-    forced_logit: Float[Array, "*lanes"]
+    forced_logit: Float[Array, "*lanes"] | None
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Run:
 
     def lane(self) -> Lane:
         """What it brings into that program."""
-        numbers = self.optimizer.numbers(self.steps), self.z_loss, self.forced_logit or 0.0
+        numbers = self.optimizer.numbers(self.steps), self.z_loss, self.forced_logit
         optimizer, z_loss, forced_logit = jax.tree.map(jnp.float32, numbers)
         return Lane(jnp.uint32(self.seed), stds_of(self.arch), optimizer, factors_of(self.arch), z_loss, forced_logit)
 

@@ -117,7 +117,7 @@ def begin(lanes: Lane, run: Run) -> State:
 
     def one(lane: Lane) -> State:
         params = models.init(jax.random.key(lane.seed), run.arch, stds=lane.stds)
-        moments = run.optimizer.transformation(run.optimizer.numbers(run.steps)).init(params)
+        moments = run.optimizer.transformation(lane.optimizer).init(params)
         singular = singular_vectors(params) if run.spectral_norms else None
         return State(params, moments, jnp.zeros((), jnp.int32), jnp.zeros((), bool), singular)
 
@@ -137,5 +137,4 @@ def held_out_loss(
 
 
 def _switches(program: Run, lane: Lane) -> models.Switches:
-    forced = None if program.forced_logit is None else lane.forced_logit
-    return dataclasses.replace(program.switches, z_loss=lane.z_loss, forced_logit=forced)
+    return dataclasses.replace(program.switches, z_loss=lane.z_loss, forced_logit=lane.forced_logit)
