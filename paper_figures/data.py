@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from verify.claims.evidence import Cell, Evidence
-from verify.sweeps import store
+from verify.sweeps import netcdf, store
 
 COMMITTED = Path(__file__).parent / "data"
 _BITS = 12  # of a float32's 23 that are kept: a relative error of 1e-4
@@ -22,9 +22,7 @@ def save(dataset: xr.Dataset, path: Path) -> None:
     """Numbers of many runs are rounded to 4 digits, which makes the file small. Raises OSError that names the file."""
     with_bits = dataset.map(_rounded, keep_attrs=True)
     store.require_writable(path.parent, "data")
-    store.write_dataset(
-        path, with_bits, {str(name): {"zlib": True, "complevel": 9, "shuffle": True} for name in with_bits.data_vars}
-    )
+    store.write_dataset(path, with_bits, level=9)
 
 
 def load(name: str, scale: str, folder: Path) -> xr.Dataset:
@@ -33,7 +31,7 @@ def load(name: str, scale: str, folder: Path) -> xr.Dataset:
     if not path.exists():
         command = f"python -m paper_figures {name} --scale {scale} --recompute"
         raise ValueError(f"data: none of figure {name} at scale {scale} in {folder}/; make them with: {command}")
-    return store.read_dataset(path)
+    return netcdf.read(path)
 
 
 def series(
