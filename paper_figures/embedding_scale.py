@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from paper_figures import style
 from paper_figures.data import of, series, summaries, values
@@ -24,11 +24,18 @@ from verify.claims.embedding_scale import (
     stand_in,
 )
 from verify.claims.evidence import Cell, Evidence
-from verify.claims.regimes import MORE_LOSS_SPIKES, loss_spike_runs, regime_runs
+from verify.claims.regimes import (
+    FURTHER,
+    KNOWN_BY_HEART,
+    MORE_LOSS_SPIKES,
+    SAME_WITHIN,
+    loss_spike_runs,
+    regime_runs,
+)
 from verify.claims.scale import Scale
 from verify.report.style import legend
 from verify.statistics.corrections import holm
-from verify.statistics.intervals import permutation_p
+from verify.statistics.intervals import Estimate, permutation_p, ratio_of_rates
 from verify.statistics.spikes import event_bounds, spike_steps
 from verify.training.run import changed
 
@@ -242,43 +249,64 @@ def _draw_regimes(data: xr.Dataset) -> Figure:
 
 
 def _loss_spikes(evidence: Evidence, scale: Scale) -> xr.Dataset:
-    """And the loss of the ten steps before a run's first spike, nan where there is none."""
+    """And the loss of the ten steps before a run's first spike, nan where there is none; and the steps by heart."""
     cells = loss_spike_runs(scale)
+    losses = [evidence.dataset(cell)["loss"].to_numpy() for cell in cells]
+    before = [_before_first_spike(loss, cell, scale) for loss, cell in zip(losses, cells, strict=True)]
+    known = [np.sum(loss < KNOWN_BY_HEART) for loss in losses]
     found = summaries(evidence, cells, (*COUNTS, "final_loss"))
-    return found.assign(
-        loss_before=("run", [_before_first_spike(evidence.dataset(cell), cell, scale) for cell in cells])
-    )
+    return found.assign(loss_before=("run", before), known_steps=("run", known))
 
 
-def _before_first_spike(data: xr.Dataset, cell: Cell, scale: Scale) -> float:
+def _before_first_spike(loss: np.ndarray, cell: Cell, scale: Scale) -> float:
     warm_up = max(cell.run.optimizer.warmup_steps, scale.window // 2)
-    steps = np.flatnonzero(spike_steps(data["loss"].to_numpy(), scale.window, warm_up))
-    return float(data["loss"][max(steps[0] - 10, 0) : steps[0]].mean()) if steps.size else np.nan
+    steps = np.flatnonzero(spike_steps(loss, scale.window, warm_up))
+    return float(loss[max(steps[0] - 10, 0) : steps[0]].mean()) if steps.size else np.nan
 
 
 def _draw_loss_spikes(data: xr.Dataset) -> Figure:
     def runs(setting: str, method: str) -> np.ndarray:
         return of(data, setting=setting, embedding=method)["loss_spikes"].to_numpy()
 
-    names = values(data, "setting")
+    centres = {name: 2.5 * group for group, name in enumerate(values(data, "setting"))}
+    shown = [(centre + side, name, method) for name, centre in centres.items()
+             for side, method in ((-0.5, "vanilla"), (0.5, "scaled"))]  # fmt: skip
     p = holm(np.array([permutation_p(runs(*more), runs(*fewer)) for more, fewer in MORE_LOSS_SPIKES]))
-    with style.page(style.PAGE, 2.8) as figure:
-        axes = figure.subplots()
-        shown = [(2.5 * group + at, name, method) for group, name in enumerate(names)
-                 for at, method in enumerate(("vanilla", "scaled"))]  # fmt: skip
+    said = [
+        f"{TITLES[more[1]]}, {more[0]}, more than {TITLES[fewer[1]]}, {fewer[0]}: p {value:.2g}"
+        for (more, fewer), value in zip(MORE_LOSS_SPIKES, p, strict=True)
+    ]
+    with style.page(style.PAGE, 4.4) as figure:
+        counts, ratios = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
         for place, name, method in shown:
-            style.strip(axes, place, runs(name, method), COLOUR[method])
-        axes.set_xticks([place for place, _, _ in shown], [TITLES[method] for _, _, method in shown])
-        for group, name in enumerate(names):
-            axes.annotate(name, (2.5 * group + 0.5, 1), xycoords=("data", "axes fraction"), xytext=(0, 3),
-                          textcoords="offset points", ha="center")  # fmt: skip
-        _counted(axes, data["loss_spikes"], "loss")
-        said = [
-            f"{TITLES[more[1]]}, {more[0]}, more than {TITLES[fewer[1]]}, {fewer[0]}: p {value:.2g}"
-            for (more, fewer), value in zip(MORE_LOSS_SPIKES, p, strict=True)
-        ]
+            style.strip(counts, place, runs(name, method), COLOUR[method])
+        for name, centre in centres.items():
+            counts.annotate(name.replace(", ", ",\n"), (centre, 1), xycoords=("data", "axes fraction"), xytext=(0, 3),
+                            textcoords="offset points", ha="center")  # fmt: skip
+            found = _scaled_over_vanilla(of(data, setting=name))
+            reach = [[found.value - found.low], [found.high - found.value]]
+            ratios.errorbar(centre, found.value, reach, fmt="o", ms=4, capsize=2, color=style.PRINT["text.color"])
+            if name == FURTHER:
+                span = f"{found.value:.2f}, {found.low:.2f} to {found.high:.2f}"
+                said.append(f"Spikes per step by heart, further seeds, Scaled Embed over Vanilla: {span}")
+        _counted(counts, data["loss_spikes"], "loss")
+        ratios.axhspan(1 / SAME_WITHIN, SAME_WITHIN, color=style.GUIDE["color"], alpha=0.2, lw=0)
+        ratios.set(yscale="log", ylim=(0.4, 2.5), ylabel="spikes per step\nby heart, ratio")
+        ratios.yaxis.set_major_locator(FixedLocator([0.5, 1, 2]))
+        ratios.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        ratios.yaxis.set_minor_locator(NullLocator())
+        ratios.set_xticks([place for place, _, _ in shown], [TITLES[method] for _, _, method in shown])
         figure.supxlabel("\n".join(said), fontsize=8)
     return figure
+
+
+def _scaled_over_vanilla(data: xr.Dataset) -> Estimate:
+    """Spikes of the loss for each step by heart, 90 % interval; nan where a method has no such step."""
+    methods = [of(data, embedding=method) for method in ("scaled", "vanilla")]
+    if not all(runs["known_steps"].sum() for runs in methods):
+        return Estimate(np.nan, np.nan, np.nan)
+    scaled, vanilla = [(runs["loss_spikes"].to_numpy(), runs["known_steps"].to_numpy()) for runs in methods]
+    return ratio_of_rates(*scaled, *vanilla, level=0.9)
 
 
 FIGURES = (
@@ -292,7 +320,8 @@ FIGURES = (
         "loss_spikes", "not in the paper: a regime where the loss of the fix spikes too",
         "Spikes of the loss a run where the map of regimes saw any, on fresh seeds, a point a run, means as bars; and "
         "with an epsilon below which Adam's steps shrink with the gradient, and for three times the steps. "
-        "p: one-sided, by permutation, Holm's.",
+        "p: one-sided, by permutation, Holm's. Below: spikes for each step with a loss below 0.05 nats, Scaled Embed's "
+        "over Vanilla's, with 90 % intervals by bootstrap over runs; within the grey band they count as the same.",
         _loss_spikes, _draw_loss_spikes, ("SNM-15",), (loss_spike_runs,),
     ),
     PaperFigure(

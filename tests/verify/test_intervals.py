@@ -98,6 +98,40 @@ def test_difference_of_proportions_covers():
         intervals.difference_of_proportions(0, 0, 1, 2)
 
 
+def test_ratio_of_rates_covers():
+    """Events cluster in runs, and runs differ in exposure: 90 % intervals hold the true ratio in 90 % of trials."""
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(200):
+        counts, steps = [], []
+        for rate in (0.02, 0.01):
+            exposure = rng.integers(0, 1000, 20)
+            counts.append(rng.poisson(rate * exposure * rng.gamma(4, 1 / 4, 20)))
+            steps.append(exposure)
+        found = intervals.ratio_of_rates(counts[0], steps[0], counts[1], steps[1], level=0.9)
+        held += found.low <= 2 <= found.high
+    assert 0.83 <= held / 200 <= 0.97
+
+
+def test_ratio_of_rates_of_known_numbers():
+    found = intervals.ratio_of_rates(np.array([2, 0, 4]), np.array([100, 0, 200]), np.array([1, 1]), np.array([50, 50]))
+    assert found.value == pytest.approx(1)
+    assert np.isnan(found.low)  # one resample is the run without exposure alone
+    equal = intervals.ratio_of_rates(np.array([3, 6]), np.array([10, 20]), np.array([1, 2]), np.array([10, 20]))
+    assert (equal.value, equal.low, equal.high) == pytest.approx((3, 3, 3))
+    none = intervals.ratio_of_rates(np.array([3, 6]), np.array([10, 20]), np.array([0, 0]), np.array([10, 20]))
+    assert none == Estimate(np.inf, np.inf, np.inf)
+    one = intervals.ratio_of_rates(np.array([3]), np.array([10]), np.array([1, 2]), np.array([10, 20]))
+    assert one.value == pytest.approx(3) and np.isnan(one.high)
+
+
+@pytest.mark.parametrize(
+    "events, exposure", [([1], [1, 2]), ([-1, 2], [1, 2]), ([1, 2], [0, 0]), ([1, np.nan], [1, 2])]
+)
+def test_ratio_of_rates_refuses(events, exposure):
+    with pytest.raises(ValueError, match=r"exposure|finite"):
+        intervals.ratio_of_rates(np.array(events), np.array(exposure), np.array([1, 2]), np.array([10, 20]))
+
+
 @settings(max_examples=25)
 @given(SAMPLE, SAMPLE)
 def test_common_language_effect_counts_pairs(first, second):

@@ -430,7 +430,8 @@ def test_no_step_is_a_spike_because_there_are_only_two_before_it():
 
 def test_fresh_seeds_are_none_of_the_maps():
     for at in SCALES.values():
-        assert not {cell.run for cell in regime_runs(at)} & {cell.run for cell in loss_spike_runs(at)}
+        fresh = [cell.run for cell in loss_spike_runs(at)]
+        assert len(set(fresh)) == len(fresh) and not {cell.run for cell in regime_runs(at)} & set(fresh)
         seen = {(cell.labels["setting"], cell.labels["embedding"]) for cell in loss_spike_runs(at)}
         assert {side for pair in MORE_LOSS_SPIKES for side in pair} <= seen
 
