@@ -325,6 +325,18 @@ def test_words_are_the_text(monkeypatch):
     assert sources.words(1000).max() < 256 + 6  # cat, and, dog, end too, and no single byte
 
 
+def test_letters_are_the_most_frequent_bytes(monkeypatch):
+    monkeypatch.setattr(sources, "text", lambda name: b"banana split")  # a 3, n 2, then in order of the bytes
+    assert sources.letters(2).tolist() == [0, 1, 0, 1, 0]
+    assert sources.letters(4).tolist() == [3, 0, 1, 0, 1, 0, 2]
+    assert sorted(set(sources.letters(300).tolist())) == list(range(9))
+
+
+def test_every_letter_of_the_library_is_in_use():
+    corpus = load_corpus("letters", 64)
+    assert set(np.unique(corpus.train)) == set(range(64)) and np.ptp(everything(corpus)) == 63
+
+
 def test_zipf_has_its_law_and_is_reproducible():
     tokens = everything(load_corpus("zipf", 10))
     np.testing.assert_array_equal(tokens, sources.zipf(10))

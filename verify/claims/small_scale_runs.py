@@ -65,12 +65,20 @@ def size_name(size: tuple[int, int]) -> str:
 
 
 def drift_runs(scale: Scale) -> tuple[Cell, ...]:
-    """Neither decay nor z-loss, either of them, at the second highest rate, three times as long."""
+    """Neither decay nor z-loss, either of them, at the second highest rate, three times as long, in 64 letters.
+
+    And neither of them in the 256 bytes, most of which never come: their logits only fall.
+    """
     run = changed(base(scale, scale.middle), {"steps": 3 * scale.steps, RATE: sorted(scale.rates)[-2]})
+    letters = {"corpus": "letters", "arch.vocab_size": 64}
     plain, undecayed = {"z_loss": 0.0}, {"optimizer.weight_decay": 0.0}
+    variants: dict[str, dict[str, Any]] = {
+        "neither": letters | plain | undecayed, "z-loss": letters | undecayed, "decay": letters | plain,
+        "neither, bytes": plain | undecayed,
+    }  # fmt: skip
     return tuple(
         cell
-        for name, fields in (("neither", plain | undecayed), ("z-loss", undecayed), ("decay", plain))
+        for name, fields in variants.items()
         for cell in cells(changed(run, fields), {SEED: range(2 * scale.seeds)}, variant=name)
     )
 

@@ -2,8 +2,8 @@
 
 `stdlib` is the Python standard library's own sources, real text that is on every machine that runs this; `text:PATH` a
 file, or every text file of a folder; `hub:NAME` or `hub:NAME:COLUMN` a Hugging Face data set, or a folder in one of its
-formats; all are read as bytes. `words` is stdlib in as many words as
-the vocabulary has room for. `tokens:PATH.bin` is a file of tokens as nanoGPT writes it. `zipf` is synthetic.
+formats; all are read as bytes. `words` is stdlib in as many words as the vocabulary has room for, `letters` in as many
+of its most frequent bytes. `tokens:PATH.bin` is a file of tokens as nanoGPT writes it. `zipf` is synthetic.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ import numpy as np
 from verify.training import sources
 
 HELD_OUT = 0.1
-CHOICES = "stdlib, words, zipf, or text:PATH, tokens:PATH.bin, hub:NAME with your path or name"
+CHOICES = "stdlib, words, letters, zipf, or text:PATH, tokens:PATH.bin, hub:NAME with your path or name"
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +84,8 @@ def load_corpus(name: str, vocab_size: int) -> Corpus:
     for a file with a token that the vocabulary does not have.
     """
     kind, _, place = name.partition(":")
-    if name == "zipf":
-        return _zipf(vocab_size)
+    if name in ("zipf", "letters"):
+        return _of_any_size(name, vocab_size)
     if kind == "tokens" and place:
         return _token_files(name, Path(place).expanduser(), vocab_size)
     if name not in ("stdlib", "words") and not (kind in ("text", "hub") and place):
@@ -107,8 +107,8 @@ def _words(vocab_size: int) -> Corpus:
 
 
 @lru_cache(maxsize=4)
-def _zipf(vocab_size: int) -> Corpus:
-    return _divided("zipf", sources.zipf(vocab_size))
+def _of_any_size(name: str, vocab_size: int) -> Corpus:
+    return _divided(name, (sources.zipf if name == "zipf" else sources.letters)(vocab_size))
 
 
 def _token_files(name: str, path: Path, vocab_size: int) -> Corpus:

@@ -50,6 +50,19 @@ def words(vocab_size: int) -> np.ndarray:
     return np.fromiter(chain.from_iterable(codes.get(piece, piece) for piece in pieces), np.int32)
 
 
+def letters(vocab_size: int) -> np.ndarray:
+    """int32[length]: the text of `stdlib` in its `vocab_size` most frequent bytes, numbered from the most frequent on.
+
+    The others are left out, so that no token is without use while the text has as many, as most of the 256 bytes are.
+    """
+    content = np.frombuffer(text("stdlib"), np.uint8)
+    chosen = np.argsort(-np.bincount(content, minlength=BYTES), kind="stable")[:vocab_size]
+    codes = np.full(BYTES, -1, np.int32)
+    codes[chosen] = np.arange(len(chosen))
+    tokens = codes[content]
+    return tokens[tokens >= 0]
+
+
 def zipf(vocab_size: int) -> np.ndarray:
     """int32[1_000_000]: independent tokens, the n-th most frequent with a probability in proportion to 1 / n."""
     weights = 1 / np.arange(1, vocab_size + 1)
