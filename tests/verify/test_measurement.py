@@ -252,7 +252,7 @@ def test_a_tied_row_that_is_nearly_the_whole_stream_is_predicted():
         num_layers=2, d_model=64, num_heads=2, vocab_size=60, seq_len=16, tied=True, embedding="unit",
         initialization="gpt2", norm="rms_norm",
     )  # fmt: skip
-    predicted, measured = predict(arch, batch_size=20), measure(arch, batch_size=20, seeds=16, quick=True)
+    predicted, measured = predict(arch, batch_size=20), measure(arch, batch_size=20, seeds=16)
     np.testing.assert_allclose(
         predicted.gradient_norm, np.sqrt(np.square(measured.gradient_norm).mean(axis=0)), rtol=0.01
     )
@@ -284,7 +284,7 @@ def test_prediction_equals_autodiff(arch, on_text):
 def _agree(arch, tokens, seeds, limits, deviations):
     """limits: relative, of stream and gradient, of a matrix's gradient, of those of query and key."""
     predicted = predict(arch, tokens=tokens, networks=NETWORKS)
-    table = compare(predicted, measure(arch, seeds=seeds, tokens=tokens, quick=True))
+    table = compare(predicted, measure(arch, seeds=seeds, tokens=tokens))
     t_975 = stats.t.ppf(0.975, seeds - 1)  # which made the interval
     noise = deviations * np.log(table["high"] / table["low"]).fillna(0) / 2 / t_975
     whole = table["quantity"].isin(["shortcut_std", "gradient_norm"])
@@ -299,7 +299,7 @@ def test_text_with_its_repeats_is_predicted():
     """Given tokens matter: rows of one repeated word add up in the table's gradient, as predicted."""
     arch = Architecture(num_layers=3, d_model=128, seq_len=16, positions="none", embedding="unit")
     tokens = np.zeros((4, 17), dtype=np.int64)
-    table = compare(predict(arch, tokens=tokens), measure(arch, seeds=16, tokens=tokens, quick=True))
+    table = compare(predict(arch, tokens=tokens), measure(arch, seeds=16, tokens=tokens))
     wanted = table[table["quantity"].isin(["gradient_norm", "parameter_gradient_norm/embedding"])]
     assert wanted["relative_error"].abs().max() < 0.08
     random = predict(arch, batch_size=4).parameter_gradient_norm["embedding"]
