@@ -1,5 +1,9 @@
 """Datasets as files: what xarray reads of ours and we of xarray's is what was written."""
 
+import os
+import subprocess
+import sys
+
 import hypothesis.extra.numpy as arrays
 import numpy as np
 import pytest
@@ -60,6 +64,21 @@ def test_what_xarray_writes_is_read(tmp_path_factory, dataset):
     path = tmp_path_factory.mktemp("netcdf") / "a.nc"
     dataset.to_netcdf(path, engine="h5netcdf")
     xr.testing.assert_identical(netcdf.read(path), dataset)
+
+
+def test_every_process_writes_the_same_bytes():
+    """Where the order of a set decides, it differs with the seed of Python's hashes."""
+    script = """
+import hashlib, numpy as np, xarray as xr
+from verify.sweeps import netcdf
+names = [f"name{number}" for number in range(9)]
+data = {name: (names, np.zeros((1,) * 9), {"units": "1", "more": 2}) for name in ("loss", "norm")}
+coordinates = {f"of_{name}": (name, [1]) for name in names}
+print(hashlib.sha256(netcdf.to_bytes(xr.Dataset(data, coordinates, {"one": 1, "two": "2"}), 4)).hexdigest())
+"""
+    command = [sys.executable, "-c", script]
+    digests = [subprocess.check_output(command, env=os.environ | {"PYTHONHASHSEED": seed}) for seed in "012"]
+    assert len(set(digests)) == 1
 
 
 def test_compressed_is_smaller():

@@ -32,16 +32,18 @@ def to_bytes(dataset: xr.Dataset, level: int = 0) -> bytes:
             if variable.dims == (name,):
                 item.make_scale(str(name))
                 scales[name] = item
-        for name in dataset.sizes.keys() - scales.keys():
+        for name in (name for name in dataset.sizes if name not in scales):
             scales[name] = file.create_dataset(str(name), (dataset.sizes[name],), ">f4")
             scales[name].make_scale(f"{_NO_VARIABLE}{dataset.sizes[name]:10}")
-        loose = set(dataset.coords) - set(dataset.dims)
+        loose = sorted(
+            str(name) for name in dataset.coords if name not in dataset.dims
+        )  # sets have no order of their own
         for name, variable in dataset.variables.items():
             for axis, dimension in enumerate(variable.dims if variable.dims != (name,) else ()):
                 file[str(name)].dims[axis].attach_scale(scales[dimension])
             if name in dataset.data_vars:
-                _point_to(file[str(name)], [coord for coord in dataset[name].coords if coord in loose])
-        _point_to(file, sorted(loose, key=str))
+                _point_to(file[str(name)], [coord for coord in loose if coord in dataset[name].coords])
+        _point_to(file, loose)
         file.attrs.update(dataset.attrs)
     return content.getvalue()
 
@@ -58,9 +60,9 @@ def _written(file: h5py.File, name: str, variable: xr.Variable, level: int) -> h
     return item
 
 
-def _point_to(item: h5py.Dataset | h5py.File, coordinates: list) -> None:
+def _point_to(item: h5py.Dataset | h5py.File, coordinates: list[str]) -> None:
     if coordinates:
-        item.attrs["coordinates"] = " ".join(map(str, coordinates))
+        item.attrs["coordinates"] = " ".join(coordinates)
 
 
 def read(path: Path) -> xr.Dataset:
