@@ -35,9 +35,7 @@ def to_bytes(dataset: xr.Dataset, level: int = 0) -> bytes:
         for name in (name for name in dataset.sizes if name not in scales):
             scales[name] = file.create_dataset(str(name), (dataset.sizes[name],), ">f4")
             scales[name].make_scale(f"{_NO_VARIABLE}{dataset.sizes[name]:10}")
-        loose = sorted(
-            str(name) for name in dataset.coords if name not in dataset.dims
-        )  # sets have no order of their own
+        loose = sorted(str(name) for name in dataset.coords if name not in dataset.dims)  # coords are a set
         for name, variable in dataset.variables.items():
             for axis, dimension in enumerate(variable.dims if variable.dims != (name,) else ()):
                 file[str(name)].dims[axis].attach_scale(scales[dimension])
