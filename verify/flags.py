@@ -103,7 +103,7 @@ class Training:
     optimizer: OptimizerFlags = dataclasses.field(default_factory=OptimizerFlags)
     """optimizer and schedule"""
     corpus: str = "stdlib"
-    """stdlib, words, zipf, text:PATH, tokens:PATH.bin or hub:NAME (docs/corpora.md)"""
+    """stdlib, words, letters, zipf, text:PATH, tokens:PATH.bin or hub:NAME (docs/corpora.md)"""
     batch_size: int = 8
     """sequences a step"""
     steps: int = 300
@@ -246,7 +246,7 @@ class Coordinates:
     tolerance: float = 0.2
     """largest exponent in width or depth that counts as constant"""
     corpus: str = "stdlib"
-    """stdlib, words, zipf, text:PATH, tokens:PATH.bin or hub:NAME (docs/corpora.md)"""
+    """stdlib, words, letters, zipf, text:PATH, tokens:PATH.bin or hub:NAME (docs/corpora.md)"""
     batch_size: int = 8
     """sequences a step, and in the fixed batch"""
     out: Path = Path("coordinates")
@@ -264,7 +264,7 @@ class Report:
     )
     """the model that is trained, small so that 48 runs fit into minutes"""
     corpus: str = "stdlib"
-    """stdlib, words, zipf, text:PATH, tokens:PATH.bin or hub:NAME (docs/corpora.md)"""
+    """stdlib, words, letters, zipf, text:PATH, tokens:PATH.bin or hub:NAME (docs/corpora.md)"""
     rates: tuple[float, ...] = (3e-3, 6e-3, 1.2e-2, 2.4e-2)
     """peak learning rates"""
     seeds: int = 3

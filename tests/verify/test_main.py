@@ -35,7 +35,7 @@ from verify.training.run import Run
         (["train", "--corpus", "text:/no/such/file"], "error: corpus: no file or folder '/no/such/file'"),
         (
             ["report", "--corpus", "books"],
-            "error: corpus: unknown value 'books'; choose one of stdlib, words, zipf, or text:PATH",
+            "error: corpus: unknown value 'books'; choose one of stdlib, words, letters, zipf, or text:PATH",
         ),
         (["report", "--arch.vocab-size", "100"], "error: vocab_size: 'stdlib' is read as bytes and needs 256 words"),
         (["train", "--preset", "gpt5"], "error: preset: unknown value 'gpt5'; choose one of gpt2-small, gpt2-medium"),
