@@ -1,10 +1,10 @@
 """How near is `predict` to autodiff for sequences that it does not follow token by token?
 
-Four recipes, 4 layers of width 128, 2 heads of 64, 2,000 words, batches of 2 random sequences, 8 seeds: the largest
-relative error of any place's standard deviation and gradient norm and of the matrices' gradients, and the seconds that
-`predict` took.
+Four recipes, 4 layers, heads of 64, 2,000 words, batches of 2 random sequences: the largest relative error, beside the
+measurement's own standard error there, of any place's standard deviation and gradient norm and of the matrices'
+gradients, and the seconds that `predict` took.
 
-    python benchmarks/long_sequences.py [--seq-len 1024]
+    python benchmarks/long_sequences.py [--seq-len 1024] [--d-model 128] [--seeds 24]
 """
 
 import argparse
@@ -25,38 +25,43 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-def error(predicted: np.ndarray, draws: np.ndarray) -> float:
-    """Largest relative error, in per cent, against the root mean square over the seeds."""
-    return 100 * float(np.abs(predicted / np.sqrt(np.square(draws).mean(axis=0)) - 1).max())
+def error(predicted: np.ndarray, draws: np.ndarray) -> tuple[float, float]:
+    """Largest relative error, in per cent, against the root mean square over the seeds, and its standard error."""
+    square, seeds = np.square(draws), len(draws)
+    mean = square.mean(axis=0)
+    found = 100 * np.abs(predicted / np.sqrt(mean) - 1)
+    at = int(np.argmax(found))
+    return float(found[at]), float(50 * square[:, at].std(ddof=1) / mean[at] / seeds**0.5)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seq-len", type=int, default=1024, help="tokens a sequence")
-    seq_len = parser.parse_args().seq_len
-    print(
-        "| recipe | seq_len | logit variance | std % | gradient norm % | attention's matrices % | others % | seconds |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
+    parser.add_argument("--d-model", type=int, default=128, help="width, a multiple of 64")
+    parser.add_argument("--seeds", type=int, default=24, help="draws of weights and tokens")
+    options = parser.parse_args()
+    columns = ("std %", "gradient norm %", "query and key %", "value and output %", "others %")
+    print(f"| recipe | seq_len | d_model | logit variance | {' | '.join(columns)} | seconds |")
+    print("|---" * (len(columns) + 5) + "|")
     for name, fields in RECIPES.items():
-        arch = Architecture(num_layers=4, d_model=128, num_heads=2, vocab_size=2000, seq_len=seq_len, **fields)
+        arch = Architecture(
+            num_layers=4, d_model=options.d_model, num_heads=options.d_model // 64, vocab_size=2000,
+            seq_len=options.seq_len, **fields,
+        )  # fmt: skip
         start = time.perf_counter()
         predicted = predict(arch, batch_size=2)
         seconds = time.perf_counter() - start
-        measured = measure(arch, seeds=8, batch_size=2)
-        matrices = {
-            kind: error(norm, measured.parameter_gradient_norm[kind])
-            for kind, norm in predicted.parameter_gradient_norm.items()
-        }
-        attention = max(value for kind, value in matrices.items() if kind.startswith("attention"))
-        others = max(value for kind, value in matrices.items() if not kind.startswith("attention"))
-        print(
-            f"| {name} | {seq_len} | {logit_variance(arch):.2g} |"
-            f" {error(predicted.shortcut_std, measured.shortcut_std):.1f}"
-            f" | {error(predicted.gradient_norm, measured.gradient_norm):.1f} | {attention:.0f} | {others:.1f}"
-            f" | {seconds:.0f} |",
-            flush=True,
-        )
+        measured = measure(arch, seeds=options.seeds, batch_size=2)
+        groups: dict[str, list[tuple[float, float]]] = {column: [] for column in columns}
+        for column, field in zip(columns, ("shortcut_std", "gradient_norm"), strict=False):
+            groups[column].append(error(getattr(predicted, field), getattr(measured, field)))
+        for kind, norm in predicted.parameter_gradient_norm.items():
+            part, _, matrix = kind.partition(".")
+            column = columns[4] if part != "attention" else columns[2] if matrix in ("query", "key") else columns[3]
+            groups[column].append(error(norm, measured.parameter_gradient_norm[kind]))
+        errors = " | ".join(f"{found:.1f} ({noise:.1f})" for found, noise in map(max, groups.values()))
+        size = f"{options.seq_len} | {options.d_model} | {logit_variance(arch):.2g}"
+        print(f"| {name} | {size} | {errors} | {seconds:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

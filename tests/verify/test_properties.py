@@ -94,7 +94,7 @@ def test_planted_faults_are_caught_where_they_should_be(name):
     """The first architecture that shows a fault must do; `benchmarks/planted_faults.py` runs the whole search."""
     fault = FAULTS[name]
     tested, limits = PROPERTIES[fault.caught_by], Limits(networks=1, seconds=0.0, layouts=fault.layouts)
-    if tested.costly:
+    if tested.costly or "tied" in name:  # a tied table is one of what a search draws
         finding = tested.search(fault.planted(), limits, 1, **fault.held).violation.finding
     else:
         with pytest.raises(Violation) as found:

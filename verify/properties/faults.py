@@ -96,8 +96,13 @@ def _same_in_all_layers(drawn: Matrices, key: PRNGKeyArray, arch: Architecture) 
 
 
 def _of_unit_std(kind: str, drawn: Matrices, key: PRNGKeyArray, arch: Architecture) -> Matrices:
-    """A standard deviation of 1, whatever the inputs: a lookup's in a tied table, which as a head has d inputs."""
+    """A standard deviation of 1, whatever the inputs."""
     return drawn | {kind: drawn[kind] / jnp.asarray(arch.std(kind), jnp.float32)[:, None, None]}
+
+
+def _of_unit_std_if_tied(kind: str, drawn: Matrices, key: PRNGKeyArray, arch: Architecture) -> Matrices:
+    """A lookup's standard deviation, in a table that as a head has d inputs."""
+    return _of_unit_std(kind, drawn, key, arch) if arch.tied else drawn
 
 
 def _by_its_own_std(kind: str, drawn: Matrices, key: PRNGKeyArray, arch: Architecture) -> Matrices:
@@ -182,9 +187,17 @@ def _constant_key(kind: str, drawn: Matrices, key: PRNGKeyArray, arch: Architect
     return drawn | {kind: models.init(jax.random.key(0), arch).matrices[kind]}
 
 
+def _there(kind: str) -> dict[str, Any]:
+    """What an architecture needs to have that matrix."""
+    return {"tied": False} if kind == "head" else {}
+
+
 def _faults() -> list[Fault]:
     pairs, same = "independent_matrices", "independent_entries"
-    found = [Fault(f"{kind} is 1.15 times too large", "lecun", partial(_scaled, kind, 1.15)) for kind in MATRIX_KINDS]
+    found = [
+        Fault(f"{kind} is 1.15 times too large", "lecun", partial(_scaled, kind, 1.15), held=_there(kind))
+        for kind in MATRIX_KINDS
+    ]
     found.append(
         Fault("attention.value is 1.15 times too small", "megatron", partial(_scaled, "attention.value", 1 / 1.15))
     )
@@ -206,7 +219,7 @@ def _faults() -> list[Fault]:
         )
     ]  # fmt: skip
     found += [
-        Fault(f"{kind} drawn with the key of {of}", "small", partial(_reused_key, kind, of), pairs)
+        Fault(f"{kind} drawn with the key of {of}", "small", partial(_reused_key, kind, of), pairs, held=_there(kind))
         for kind, of in (
             ("attention.key", "attention.query"), ("attention.value", "attention.key"),
             ("feed_forward.gate", "feed_forward.up"), ("feed_forward.down", "attention.output"), ("head", "embedding"),
@@ -222,11 +235,8 @@ def _faults() -> list[Fault]:
         )
     ]  # fmt: skip
     found.append(Fault("every layer is a copy of the first", "xavier", _same_in_all_layers, pairs))
-    tied = {"tied": True}
-    found += [
-        Fault(f"a tied table of standard deviation 1 ({scheme})", scheme, partial(_of_unit_std, "embedding"), held=tied)
-        for scheme in ("lecun", "he")
-    ]
+    alone = partial(_of_unit_std_if_tied, "embedding")
+    found += [Fault(f"a tied table of standard deviation 1 ({scheme})", scheme, alone) for scheme in ("lecun", "he")]
     found += [
         Fault("cut off at 2 and not corrected", "ssp", partial(_nominal, "feed_forward.up")),
         Fault("a query cut off at 2 and not corrected", "mup_simple", partial(_nominal, "attention.query")),
@@ -264,8 +274,7 @@ def _faults() -> list[Fault]:
         Fault("blocks four times too large", "megatron", partial(_in_all_blocks, 4.0), "two_requirements",
               declared=False),
         Fault("blocks twice as large as declared", "megatron", partial(_in_all_blocks, 2.0), "predicted"),
-        Fault("a tied table of standard deviation 1 (megatron)", "megatron", partial(_of_unit_std, "embedding"),
-              "predicted", held=tied),
+        Fault("a tied table of standard deviation 1 (megatron)", "megatron", alone, "predicted", held={"tied": True}),
     ]  # fmt: skip
     return found
 

@@ -39,10 +39,13 @@ _TOPICS = {"embedding": "embedding_stds", "position": "embedding_stds", "head": 
 
 
 def _shapes(scheme: Scheme, held: dict[str, Any]) -> st.SearchStrategy[Architecture]:
-    """Every matrix there is; what does not change one stays at its default."""
+    """Every matrix there is; what does not change one stays at its default.
+
+    A tied table is one that code likes to treat by itself; a model of one's own has one or not, whatever is asked for.
+    """
     plain: dict[str, Any] = {
         "block": "pre_ln", "norm": "rms_norm", "activation": "swiglu", "positions": "learned", "attention": "standard",
-        "initialization": "small", "embedding": "vanilla", "bias": False, "tied": False,
+        "initialization": "small", "embedding": "vanilla", "bias": False, "tied": [False, scheme.ours],
     }  # fmt: skip
     return architectures(**plain | dict(scheme.fields) | held)
 
